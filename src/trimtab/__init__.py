@@ -1,0 +1,26 @@
+"""Trimtab: parameter-efficient fine-tuning of PyTorch models. This file is the table of contents."""
+
+from trimtab import kernels as kernels
+from trimtab.adapt import activate as activate
+from trimtab.adapt import attach as attach
+from trimtab.adapt import detach as detach
+from trimtab.adapt import merge as merge
+from trimtab.adapt import parameters as parameters
+from trimtab.adapt import summary as summary
+from trimtab.adapt import unmerge as unmerge
+from trimtab.core.compose import Stack as Stack
+from trimtab.core.errors import AdapterMismatch as AdapterMismatch
+from trimtab.core.errors import InputError as InputError
+from trimtab.core.errors import SiteNotFound as SiteNotFound
+from trimtab.core.errors import StateError as StateError
+from trimtab.core.errors import TrimtabError as TrimtabError
+from trimtab.core.registry import methods as methods
+from trimtab.match import match as match
+from trimtab.methods.bitfit import BitFit as BitFit
+from trimtab.methods.full import Full as Full
+from trimtab.methods.head import Head as Head
+from trimtab.methods.ia3 import IA3 as IA3
+from trimtab.methods.lora import LoRA as LoRA
+from trimtab.methods.whole import Whole as Whole
+
+__version__ = "0.1.0"

@@ -1,0 +1,114 @@
+"""An adapter, a named set of deltas; and the record of all adapters that a model carries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from trimtab.core.delta import Delta
+from trimtab.core.errors import InputError, StateError, nearest
+from trimtab.core.host import Host, Switch
+from trimtab.core.method import Method, Selection
+
+RECORD = "_trimtab"
+
+
+@dataclass
+class Adapter:
+    """What one trains, saves, loads and serves: which method acts at which site.
+
+    `hosts` are the sites' modules by name. A `Selection` has none: `selected` are then the base's own
+    trained parameters, `originals` what they were; the two are exchanged when it is not active
+    (`in_place` tells).
+    """
+
+    name: str
+    entries: tuple[tuple[str, Method], ...]
+    hosts: dict[str, Host] = field(default_factory=dict)
+    selected: dict[str, nn.Parameter] = field(default_factory=dict)
+    originals: dict[str, Tensor] = field(default_factory=dict)
+    trainable: bool = True
+    in_place: bool = True
+
+    @property
+    def selection(self) -> Selection | None:
+        method = self.entries[0][1]
+        return method if isinstance(method, Selection) else None
+
+    def deltas(self) -> Iterator[tuple[str, Delta]]:
+        """(site, delta) for all sites, in the model's order."""
+        for site, host in self.hosts.items():
+            for delta in host.stack(self.name).values():
+                yield site, delta
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved, by name: `site.method.tensor`, or the parameter's own name."""
+        named = {
+            f"{site}.{delta.method.name}.{name}": tensor
+            for site, delta in self.deltas()
+            for name, tensor in delta.tensors().items()
+        }
+        return {**named, **self.selected}
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that train."""
+        return [p for _, d in self.deltas() for p in d.parameters()] + list(self.selected.values())
+
+    def exchange(self) -> None:
+        """Swap the selected parameters' values with the remembered ones."""
+        for name, parameter in self.selected.items():
+            parameter.data, self.originals[name] = self.originals[name], parameter.data
+        self.in_place = not self.in_place
+
+
+@dataclass
+class Record:
+    """Everything Trimtab knows of one model. It lives on the model, so that copies carry their own."""
+
+    switch: Switch = field(default_factory=Switch)
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    trained_before: frozenset[str] = frozenset()
+
+    def adapter(self, name: str | None) -> Adapter:
+        """The adapter of this name; without a name, the only one."""
+        if name is None:
+            if len(self.adapters) == 1:
+                return next(iter(self.adapters.values()))
+            raise InputError(f"name one of the {len(self.adapters)} adapters: {sorted(self.adapters)}")
+        if name not in self.adapters:
+            raise InputError(f"no adapter is called {name!r}; {nearest(name, self.adapters)}")
+        return self.adapters[name]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model beneath the wrappers of data parallelism and compilation."""
+    while not hasattr(model, RECORD):
+        inner = getattr(model, "_orig_mod", getattr(model, "module", None))
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model
+
+
+def record(model: nn.Module) -> Record:
+    """The model's record; an error where nothing was attached, or where a host has been lost."""
+    found = unwrap(model).__dict__.get(RECORD)
+    if found is None:
+        raise StateError("the model carries no adapter: attach or load one first")
+    for adapter in found.adapters.values():
+        for site, host in adapter.hosts.items():
+            if _at(unwrap(model), site) is not host:
+                raise StateError(
+                    f"{site!r}, a site of adapter {adapter.name!r}, was replaced since the adapter was "
+                    "attached (resizing a vocabulary replaces the output layer): resize first, then attach"
+                )
+    return found
+
+
+def _at(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None

@@ -1,0 +1,153 @@
+"""The module that stands at a site: the base together with the deltas that act on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.core.delta import Delta
+from trimtab.core.errors import TrimtabError
+from trimtab.core.operator import Base, Operator, Under
+from trimtab.core.site import Site
+
+
+class Switch:
+    """What all hosts of a model look at: the active adapters, innermost first, and whether they are
+    merged. One object per model, so that switching costs no walk over it."""
+
+    def __init__(self) -> None:
+        self.active: tuple[str, ...] = ()
+        self.version = 0
+        self.merged = False
+
+    def set(self, active: tuple[str, ...]) -> None:
+        self.active = active
+        self.version += 1
+
+
+class Host(nn.Module):
+    """A base module and its deltas, in the base's place.
+
+    It holds the very dictionaries of its base's parameters and buffers, so that their names, weight
+    tying and `.to()` remain the base's own, and answers for any other attribute with the base's.
+    """
+
+    def __init__(self, site: Site, switch: Switch) -> None:
+        super().__init__()
+        base = site.module
+        self.__dict__["base"] = base  # beside the module tree: a child would rename the parameters
+        self.geometry = site.geometry
+        self.switch = switch
+        self.called = False
+        self._original: dict[str, Tensor] = {}
+        self._parameters = base._parameters
+        self._buffers = base._buffers
+        self._non_persistent_buffers_set = base._non_persistent_buffers_set
+        self._modules.update(base._modules)
+        self.deltas = nn.ModuleDict()
+        self.training = base.training
+        self._register_state_dict_hook(_leave_out_merged)
+
+    def add(self, adapter: str, delta: Delta) -> None:
+        """Put a delta above those that the adapter already has here."""
+        if adapter not in self.deltas:
+            self.deltas[adapter] = nn.ModuleDict()
+        stack = self.deltas[adapter]
+        assert isinstance(stack, nn.ModuleDict)
+        stack[delta.method.name] = delta.train(self.training)
+
+    def stack(self, adapter: str) -> Mapping[str, Delta]:
+        """The adapter's deltas here by method, innermost first."""
+        if adapter not in self.deltas:
+            return {}
+        return dict(self.deltas[adapter].items())  # type: ignore[operator, arg-type]
+
+    def active(self) -> list[Delta]:
+        """The deltas that act now, innermost first."""
+        return [delta for name in self.switch.active for delta in self.stack(name).values()]
+
+    def operator(self) -> Operator:
+        """The base under the active deltas."""
+        operator: Operator = Base(self.base, self.geometry)
+        for delta in self.active():
+            operator = Under(delta, operator)
+        return operator
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.called = True
+        if self.switch.merged or not self.active():
+            return self.base(*args, **kwargs)
+        return self.operator()(*args, **kwargs)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Write the active laws into the base's tensors, and remember what was there."""
+        own = dict(self.base.named_parameters(recurse=False))
+        changed = {name: _at_least_fp32(tensor) for name, tensor in own.items()}
+        for delta in self.active():
+            values = delta.values(torch.float32)
+            changed = delta.method.rewrite(values, changed, self.geometry)
+        for name, tensor in changed.items():
+            if not tensor.isfinite().all():
+                raise TrimtabError(f"{delta.method.name}: the merged {name} is not finite")
+        self._original = {name: tensor.detach().clone() for name, tensor in own.items()}
+        self._write(changed)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put the remembered tensors back, bit for bit."""
+        self._write(self._original)
+        self._original = {}
+
+    def forget(self) -> None:
+        """Keep the merged weights for good."""
+        self._original = {}
+
+    def _write(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self.base.get_parameter(name).copy_(tensor)
+
+    def train(self, mode: bool = True) -> Host:
+        self.base.train(mode)
+        return super().train(mode)  # type: ignore[return-value]
+
+    def extra_repr(self) -> str:
+        return f"base: {self.base!r}"
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            base = self.__dict__.get("base")
+            if base is None or name.startswith("__"):
+                raise
+            return getattr(base, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Attributes that are the base's (`num_embeddings` after a resize) are set on the base."""
+        base = self.__dict__.get("base")
+        if base is not None and name in base.__dict__ and name not in self.__dict__:
+            setattr(base, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.base._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.base._load_from_state_dict(*args)
+
+
+def _at_least_fp32(tensor: Tensor) -> Tensor:
+    """What is merged is computed in full precision and rounded once, when it is written."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _leave_out_merged(host: Host, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    """Merged deltas are in the weights already: stored beside them they would act twice."""
+    if host.switch.merged:
+        for key in [key for key in state if key.startswith(f"{prefix}deltas.")]:
+            del state[key]

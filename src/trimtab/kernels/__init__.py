@@ -1,0 +1,4 @@
+"""Fused implementations of laws. Importing this package registers them; see `core/kernel.py`."""
+
+from trimtab.core.kernel import disabled as disabled
+from trimtab.kernels import lora as lora

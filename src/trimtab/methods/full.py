@@ -1,0 +1,22 @@
+"""Full fine-tuning: every parameter of the base trains. The baseline that every method answers to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from trimtab.core.method import Selection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Selection):
+    """Trains all parameters, in place."""
+
+    name = "full"
+    targets = ()
+    learning_rate = 5e-5
+
+    def chosen(self, model: nn.Module) -> Sequence[str]:
+        return [name for name, _ in model.named_parameters()]

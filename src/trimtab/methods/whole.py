@@ -1,0 +1,46 @@
+"""Modules trained whole, such as a new head beside an adapter (HF PEFT's `modules_to_save`).
+
+    θ' = φ
+
+φ starts as a copy of all the tensors θ that the module holds; the base keeps its own, so that several
+adapters on one base each have their head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.func import functional_call
+
+from trimtab.core.errors import InputError
+from trimtab.core.method import Method, Param, Values
+from trimtab.core.operator import Base, Operator
+from trimtab.core.site import Geometry, Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole(Method):
+    """A trained copy of everything that a module holds, in the module's own layout and names."""
+
+    name = "whole"
+
+    def accepts(self, site: Site) -> str | None:
+        own = dict(site.module.named_parameters(recurse=False))
+        return None if own else "it has no parameters of its own"
+
+    def init(self, site: Site) -> dict[str, Param]:
+        own = site.module.named_parameters(recurse=False)
+        return {name: Param(tensor.detach().clone()) for name, tensor in own}
+
+    def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        raise InputError("a module trained whole has no law over the base's matrix: it replaces it")
+
+    def rewrite(self, p: Values, own: dict[str, Tensor], geometry: Geometry) -> dict[str, Tensor]:
+        return {name: getattr(p, name) for name in own}
+
+    def forward(self, p: Values, x: Tensor, inner: Operator) -> Tensor:
+        if not isinstance(inner, Base):
+            raise InputError("a module trained whole takes no other method beneath it")
+        own = {name: getattr(p, name) for name, _ in inner.module.named_parameters(recurse=False)}
+        return functional_call(inner.module, own, (x,))
