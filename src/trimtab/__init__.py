@@ -22,5 +22,7 @@ from trimtab.methods.head import Head as Head
 from trimtab.methods.ia3 import IA3 as IA3
 from trimtab.methods.lora import LoRA as LoRA
 from trimtab.methods.whole import Whole as Whole
+from trimtab.store import load as load
+from trimtab.store import save as save
 
 __version__ = "0.1.0"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from trimtab.core import watch
-from trimtab.core.adapter import RECORD, Adapter, Record, record, unwrap
+from trimtab.core.adapter import RECORD, Adapter, Record, carries, record, unwrap
 from trimtab.core.compose import Stack, order
 from trimtab.core.delta import Delta
 from trimtab.core.errors import InputError, SiteNotFound, StateError, nearest
@@ -46,6 +46,17 @@ def attach(
         InputError: a name that is taken or no name; two targets that need one name each.
         SiteNotFound: a target, or a module of `train`, that names nothing the method can act on.
     """
+    record_ = admit(model, name)
+    if isinstance(method, Selection):
+        if to is not None or train:
+            raise InputError(f"{method.name} chooses its parameters: leave `to` and `train` out")
+        return install(model, record_, select(model, method, name))
+    pairs = _pairs(model, method, to, train)
+    return place(model, record_, name, [(site, build(model, site, one)) for site, one in pairs])
+
+
+def admit(model: nn.Module, name: str) -> Record:
+    """The record under which a new adapter of this name can be put on the model now."""
     record_ = _record(model)
     if not _NAME.fullmatch(name):
         raise InputError(f"an adapter's name has letters, digits, '_' and '-' only, not {name!r}")
@@ -53,31 +64,28 @@ def attach(
         raise InputError(f"the model already carries an adapter {name!r}: detach it, or choose another")
     if record_.switch.merged:
         raise StateError("the model is merged: unmerge it before attaching another adapter")
-    if isinstance(method, Selection):
-        adapter = _select(model, method, name, to, train)
-    else:
-        adapter = place(model, name, _pairs(model, method, to, train), record_)
-    _keep(model, record_, adapter)
-    activate(model, name)
-    return adapter
+    return record_
 
 
 def _record(model: nn.Module) -> Record:
-    if RECORD in unwrap(model).__dict__:
+    if carries(model):
         return record(model)
     trained = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
     return Record(trained_before=trained)
 
 
-def _keep(model: nn.Module, record_: Record, adapter: Adapter) -> None:
-    """From here on the model carries the adapter; on a first one, freeze and watch."""
+def install(model: nn.Module, record_: Record, adapter: Adapter) -> Adapter:
+    """From here on the model carries the adapter; with the first one it is frozen and watched."""
     record_.adapters[adapter.name] = adapter
     if RECORD not in model.__dict__:
         model.__dict__[RECORD] = record_
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            if ".deltas." not in name:
+                parameter.requires_grad_(False)
         model.register_forward_hook(watch.PinVersion(record_.switch))
         _guard_inputs(model)
+    activate(model, adapter.name)
+    return adapter
 
 
 def _guard_inputs(model: nn.Module) -> None:
@@ -124,14 +132,17 @@ def _trained_whole(model: nn.Module, train: Sequence[str]) -> list[Site]:
     return found
 
 
+def build(model: nn.Module, site: Site, method: Method) -> Delta:
+    """A method's fresh parameters at a site, not yet on the model."""
+    _refuse_shortcut(model, site, method)
+    return Delta(method, site)
+
+
 def place(
-    model: nn.Module, name: str, pairs: Sequence[tuple[Site, Method]], record_: Record
+    model: nn.Module, record_: Record, name: str, deltas: Sequence[tuple[Site, Delta]]
 ) -> Adapter:
-    """Build every delta first, then put the hosts in place: an error leaves the model as it was."""
-    for site, method in pairs:
-        _refuse_shortcut(model, site, method)
-    deltas = [(site, Delta(method, site)) for site, method in pairs]
-    adapter = Adapter(name, tuple((site.name, method) for site, method in pairs))
+    """Put deltas on the model as one adapter. All that can fail has been done before."""
+    adapter = Adapter(name, tuple((site.name, delta.method) for site, delta in deltas))
     parents: dict[str, dict[str, Host]] = {}
     for site, delta in deltas:
         current = model.get_submodule(site.name)
@@ -142,7 +153,7 @@ def place(
         parents.setdefault(site.name.rpartition(".")[0], {})[site.name] = host
     for parent, hosts in parents.items():
         model.get_submodule(parent).register_forward_hook(watch.NoticeSkipped(hosts))
-    return adapter
+    return install(model, record_, adapter)
 
 
 def _refuse_shortcut(model: nn.Module, site: Site, method: Method) -> None:
@@ -161,11 +172,8 @@ def _put(model: nn.Module, paths: Sequence[str], module: nn.Module) -> None:
         model.get_submodule(parent)._modules[leaf] = module
 
 
-def _select(
-    model: nn.Module, method: Selection, name: str, to: Target | None, train: Sequence[str]
-) -> Adapter:
-    if to is not None or train:
-        raise InputError(f"{method.name} chooses its parameters itself: leave `to` and `train` out")
+def select(model: nn.Module, method: Selection, name: str) -> Adapter:
+    """An adapter of the base's own parameters, with what they are now kept for `detach`."""
     own = {key: p for key, p in model.named_parameters() if ".deltas." not in key}
     chosen = {key: own[key] for key in method.chosen(model) if key in own}
     if not chosen:

@@ -50,7 +50,7 @@ class Adapter:
             for site, delta in self.deltas()
             for name, tensor in delta.tensors().items()
         }
-        return {**named, **self.selected}
+        return {**named, **(self.selected if self.in_place else self.originals)}
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that train."""
@@ -71,6 +71,16 @@ class Record:
     adapters: dict[str, Adapter] = field(default_factory=dict)
     trained_before: frozenset[str] = frozenset()
 
+    def originals(self) -> dict[str, Tensor]:
+        """The base's own values, by parameter, where merging or training has changed them."""
+        found: dict[str, Tensor] = {}
+        for adapter in self.adapters.values():
+            for site, host in adapter.hosts.items():
+                found |= {f"{site}.{name}": tensor for name, tensor in host.original.items()}
+            if adapter.in_place:
+                found |= adapter.originals
+        return found
+
     def adapter(self, name: str | None) -> Adapter:
         """The adapter of this name; without a name, the only one."""
         if name is None:
@@ -90,6 +100,11 @@ def unwrap(model: nn.Module) -> nn.Module:
             break
         model = inner
     return model
+
+
+def carries(model: nn.Module) -> bool:
+    """Whether anything is attached to the model."""
+    return RECORD in unwrap(model).__dict__
 
 
 def record(model: nn.Module) -> Record:

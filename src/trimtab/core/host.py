@@ -42,7 +42,7 @@ class Host(nn.Module):
         self.geometry = site.geometry
         self.switch = switch
         self.called = False
-        self._original: dict[str, Tensor] = {}
+        self.original: dict[str, Tensor] = {}
         self._parameters = base._parameters
         self._buffers = base._buffers
         self._non_persistent_buffers_set = base._non_persistent_buffers_set
@@ -93,18 +93,18 @@ class Host(nn.Module):
         for name, tensor in changed.items():
             if not tensor.isfinite().all():
                 raise TrimtabError(f"{delta.method.name}: the merged {name} is not finite")
-        self._original = {name: tensor.detach().clone() for name, tensor in own.items()}
+        self.original = {name: tensor.detach().clone() for name, tensor in own.items()}
         self._write(changed)
 
     @torch.no_grad()
     def unmerge(self) -> None:
         """Put the remembered tensors back, bit for bit."""
-        self._write(self._original)
-        self._original = {}
+        self._write(self.original)
+        self.original = {}
 
     def forget(self) -> None:
         """Keep the merged weights for good."""
-        self._original = {}
+        self.original = {}
 
     def _write(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():

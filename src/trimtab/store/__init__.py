@@ -1,0 +1,4 @@
+"""Saving and loading adapters, in Trimtab's own format and in HF PEFT's."""
+
+from trimtab.store.verbs import load as load
+from trimtab.store.verbs import save as save

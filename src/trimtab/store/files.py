@@ -1,0 +1,70 @@
+"""Reading and writing an adapter's two files: tensors as safetensors, the rest as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trimtab.core.errors import InputError, TrimtabError
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write all or nothing: a reader sees the old file or the new one, never a part."""
+    _replace(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        save_file(own, temporary, metadata={"format": "pt"})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise TrimtabError(f"cannot write {path}: {error}") from None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise TrimtabError(f"cannot write {path}: {error}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or an error that names the file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} must hold a JSON object, not {type(data).__name__}")
+    return data
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors from a safetensors file. No other format is read: pickles can run code."""
+    if not path.is_file():
+        pickled = path.with_suffix(".bin")
+        hint = f" ({pickled.name} is a pickle, which is never loaded)" if pickled.exists() else ""
+        raise InputError(f"{path} is missing{hint}")
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"{path} is no whole safetensors file: {error}") from None

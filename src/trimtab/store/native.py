@@ -1,0 +1,137 @@
+"""Trimtab's own adapter folder: `adapter.json` (format, version, methods, base) and `adapter.safetensors`.
+
+Tensors are named `site.method.tensor`, or by the parameter itself where the base's own parameters train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from trimtab.core.adapter import Adapter, record
+from trimtab.core.delta import Delta
+from trimtab.core.errors import AdapterMismatch, InputError, nearest
+from trimtab.core.method import Method
+from trimtab.core.registry import build
+from trimtab.core.site import Site
+from trimtab.methods.whole import Whole
+from trimtab.store import fingerprint
+from trimtab.store.files import read_json, read_tensors, write_json, write_tensors
+
+VERSION = 1
+CONFIG, TENSORS = "adapter.json", "adapter.safetensors"
+
+Pairs = list[tuple[Site, Method]]
+
+
+def replaced(deltas: Iterable[tuple[str, Delta]], selected: Iterable[str] = ()) -> set[str]:
+    """The base's parameters whose values an adapter brings along."""
+    whole = {
+        f"{site}.{name}"
+        for site, delta in deltas
+        if delta.method.name == Whole.name
+        for name in delta.tensors()
+    }
+    return whole | set(selected)
+
+
+def base(model: nn.Module, adapter: Adapter) -> dict[str, Any]:
+    """What is remembered of the base under this adapter."""
+    own = replaced(adapter.deltas(), adapter.selected)
+    described = fingerprint.describe(model, own, record(model).originals())
+    config = getattr(model, "config", None)
+    return {
+        "class": type(model).__name__,
+        "name": getattr(config, "_name_or_path", None) or None,
+        "fingerprint": fingerprint.fingerprint(described),
+        "parameters": described,
+    }
+
+
+def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
+    grouped: dict[Method, list[str]] = {}
+    for site, method in adapter.entries:
+        grouped.setdefault(method, []).append(site)
+    write_tensors(folder / TENSORS, adapter.tensors())
+    write_json(
+        folder / CONFIG,
+        {
+            "format": "trimtab",
+            "version": VERSION,
+            "name": adapter.name,
+            "methods": [
+                {"method": method.name, "arguments": method.arguments(), "sites": sites}
+                for method, sites in grouped.items()
+            ],
+            "base": base(model, adapter),
+        },
+    )
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The folder's configuration, checked, and its tensors."""
+    config = read_json(folder / CONFIG)
+    where = folder / CONFIG
+    if config.get("format") != "trimtab" or not isinstance(config.get("version"), int):
+        raise InputError(f"{where} is not in Trimtab's format: 'format' and 'version' are not right")
+    if config["version"] > VERSION:
+        raise InputError(
+            f"{where} has format version {config['version']}; this Trimtab reads up to {VERSION}: upgrade it"
+        )
+    _check(config, {"name": str, "methods": list, "base": dict}, where)
+    _check(config["base"], {"parameters": dict, "fingerprint": str}, where)
+    for name, parameter in config["base"]["parameters"].items():
+        _check_parameter(name, parameter, where)
+    for entry in config["methods"]:
+        if not isinstance(entry, dict):
+            raise InputError(f"{where}: every entry of 'methods' must be an object, not {entry!r}")
+        _check(entry, {"method": str, "arguments": dict, "sites": list}, where)
+        if not all(isinstance(site, str) for site in entry["sites"]):
+            raise InputError(f"{where}: 'sites' must be names")
+    return config, read_tensors(folder / TENSORS)
+
+
+def _check(data: Mapping[str, Any], fields: Mapping[str, type], where: Path) -> None:
+    for name, kind in fields.items():
+        if not isinstance(data.get(name), kind):
+            found = "missing" if name not in data else repr(data[name])[:60]
+            raise InputError(f"{where}: {name!r} must be a {kind.__name__}, and is {found}")
+
+
+def _check_parameter(name: str, parameter: Any, where: Path) -> None:
+    good = isinstance(parameter, dict) and isinstance(parameter.get("shape"), list)
+    values = parameter.get("values") if good else None
+    if good and values is not None:
+        good = isinstance(values, list) and all(
+            isinstance(value, int | float) and not isinstance(value, bool) for value in values
+        )
+    if not good:
+        raise InputError(f"{where}: base parameter {name!r} must have a 'shape' and 'values'")
+
+
+def methods(config: Mapping[str, Any]) -> list[tuple[str, Method]]:
+    """(site, method) for all sites, from a checked configuration."""
+    return [
+        (site, build(entry["method"], entry["arguments"]))
+        for entry in config["methods"]
+        for site in entry["sites"]
+    ]
+
+
+def locate(named: list[tuple[str, Method]], known: Mapping[str, Site], adapter: str) -> Pairs:
+    """Sites of this model for the saved names."""
+    pairs: Pairs = []
+    for name, method in named:
+        site = known.get(name)
+        if site is None:
+            raise AdapterMismatch(
+                f"adapter {adapter!r} has the site {name!r}, which this model has not; {nearest(name, known)}"
+            )
+        reason = method.accepts(site)
+        if reason:
+            raise AdapterMismatch(f"adapter {adapter!r}: {method.name} cannot act at {name!r}: {reason}")
+        pairs.append((site, method))
+    return pairs

@@ -1,0 +1,152 @@
+"""The verbs `save` and `load`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.adapt import admit, build, install, place, select
+from trimtab.core.adapter import Adapter, carries, record, unwrap
+from trimtab.core.delta import Delta
+from trimtab.core.errors import AdapterMismatch, InputError
+from trimtab.core.method import Selection
+from trimtab.core.site import Site
+from trimtab.match import sites
+from trimtab.store import fingerprint, hf, native
+
+
+def save(
+    model: nn.Module, folder: str | Path, *, name: str | None = None, format: str = "trimtab"
+) -> Path:
+    """Write an adapter (the only one, if no name is given) as safetensors and JSON.
+
+    `format="peft"` writes the files of HF PEFT, and refuses what that format cannot express.
+    Returns the folder.
+    """
+    adapter = record(model).adapter(name)
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: an adapter is saved into a folder")
+    if format == "peft":
+        hf.write(unwrap(model), adapter, folder)
+    elif format == "trimtab":
+        native.write(unwrap(model), adapter, folder)
+    else:
+        raise InputError(f"format is 'trimtab' or 'peft', not {format!r}")
+    return folder
+
+
+def load(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    trainable: bool = False,
+    force: bool = False,
+) -> Adapter:
+    """Put a saved adapter on a model and make it the active one; the format is detected.
+
+    Args:
+        name: what to call it here; its saved name, if left out ("default" for HF PEFT's files).
+        trainable: whether its parameters go on training.
+        force: use it even though the model differs from the one it was made for.
+
+    Raises:
+        AdapterMismatch: another base; a missing, extra or misshapen tensor; a site the model has not.
+        InputError: files that are missing, broken or of a newer format. The model is then as it was.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: an adapter is a folder with its two files")
+    if (folder / native.CONFIG).exists():
+        adapter = _load_native(model, folder, name, force)
+    elif (folder / hf.CONFIG).exists():
+        adapter = _load_hf(model, folder, name)
+    else:
+        raise InputError(f"{folder} holds no adapter: neither {native.CONFIG} nor {hf.CONFIG} is there")
+    adapter.trainable = trainable
+    for parameter in adapter.parameters():
+        parameter.requires_grad_(trainable)
+    return adapter
+
+
+def _load_native(model: nn.Module, folder: Path, name: str | None, force: bool) -> Adapter:
+    config, tensors = native.read(folder)
+    name = name or config["name"]
+    record_ = admit(model, name)
+    named = native.methods(config)
+    if len(named) == 1 and isinstance(named[0][1], Selection):
+        adapter = select(model, named[0][1], name)
+        _check_keys(adapter.selected, tensors, name)
+        _check_base(model, native.replaced((), adapter.selected), config, name, force)
+        with torch.no_grad():
+            for key, parameter in adapter.selected.items():
+                parameter.copy_(tensors[key])
+        return install(model, record_, adapter)
+    deltas = _build(model, native.locate(named, _known(model), name))
+    _fill(deltas, tensors, name)
+    own = native.replaced((site.name, delta) for site, delta in deltas)
+    _check_base(model, own, config, name, force)
+    return place(model, record_, name, deltas)
+
+
+def _load_hf(model: nn.Module, folder: Path, name: str | None) -> Adapter:
+    config, tensors = hf.read(folder)
+    name = name or "default"
+    record_ = admit(model, name)
+    pairs, renamed = hf.interpret(config, tensors, model, _known(model), name)
+    deltas = _build(model, pairs)
+    _fill(deltas, renamed, name)
+    return place(model, record_, name, deltas)
+
+
+def _known(model: nn.Module) -> dict[str, Site]:
+    return {path: site for site in sites(model) for path in site.paths}
+
+
+def _build(model: nn.Module, pairs: native.Pairs) -> list[tuple[Site, Delta]]:
+    """Fresh deltas to be filled; the caller's random numbers are not drawn upon."""
+    with torch.random.fork_rng():
+        return [(site, build(model, site, method)) for site, method in pairs]
+
+
+def _fill(deltas: list[tuple[Site, Delta]], tensors: Mapping[str, Tensor], adapter: str) -> None:
+    """Copy the file's tensors into the deltas, after every key and shape has been checked."""
+    wanted = {
+        f"{site.name}.{delta.method.name}.{key}": tensor
+        for site, delta in deltas
+        for key, tensor in delta.tensors().items()
+    }
+    _check_keys(wanted, tensors, adapter)
+    with torch.no_grad():
+        for key, tensor in wanted.items():
+            tensor.copy_(tensors[key])
+
+
+def _check_keys(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], adapter: str) -> None:
+    for key in wanted:
+        if key not in found:
+            raise AdapterMismatch(f"adapter {adapter!r} misses the tensor {key!r}")
+        if wanted[key].shape != found[key].shape:
+            raise AdapterMismatch(
+                f"adapter {adapter!r}: {key!r} has shape {tuple(found[key].shape)}, and must have "
+                f"{tuple(wanted[key].shape)} here"
+            )
+        if not found[key].is_floating_point() == wanted[key].is_floating_point():
+            raise AdapterMismatch(f"adapter {adapter!r}: {key!r} has dtype {found[key].dtype}")
+    for key in found:
+        if key not in wanted:
+            raise AdapterMismatch(f"adapter {adapter!r} has a tensor {key!r} that belongs to no site")
+
+
+def _check_base(
+    model: nn.Module, replaced: set[str], config: dict[str, Any], adapter: str, force: bool
+) -> None:
+    if not force:
+        originals = record(model).originals() if carries(model) else {}
+        here = fingerprint.describe(unwrap(model), replaced, originals)
+        fingerprint.compare(config["base"]["parameters"], here, adapter)
