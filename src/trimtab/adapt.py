@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -15,7 +16,7 @@ from trimtab.core.delta import Delta
 from trimtab.core.errors import InputError, SiteNotFound, StateError, nearest
 from trimtab.core.host import Host
 from trimtab.core.method import Method, Selection
-from trimtab.core.site import Site
+from trimtab.core.site import Site, geometry
 from trimtab.match import Target, match, sites
 from trimtab.methods.whole import Whole
 
@@ -46,13 +47,29 @@ def attach(
         InputError: a name that is taken or no name; two targets that need one name each.
         SiteNotFound: a target, or a module of `train`, that names nothing the method can act on.
     """
+    model = unwrap(model)
     record_ = admit(model, name)
-    if isinstance(method, Selection):
-        if to is not None or train:
-            raise InputError(f"{method.name} chooses its parameters: leave `to` and `train` out")
-        return install(model, record_, select(model, method, name))
-    pairs = _pairs(model, method, to, train)
-    return place(model, record_, name, [(site, build(model, site, one)) for site, one in pairs])
+    with _upon_base(model, record_):
+        if isinstance(method, Selection):
+            if to is not None or train:
+                raise InputError(f"{method.name} chooses its parameters: leave `to` and `train` out")
+            return install(model, record_, select(model, method, name))
+        pairs = _pairs(model, method, to, train)
+        return place(model, record_, name, [(site, build(model, site, one)) for site, one in pairs])
+
+
+@contextlib.contextmanager
+def _upon_base(model: nn.Module, record_: Record) -> Iterator[None]:
+    """A new adapter starts at the base's own values; after an error what was active is so again."""
+    before = record_.switch.active
+    if before:
+        activate(model, None)
+    try:
+        yield
+    except BaseException:
+        if before:
+            activate(model, Stack(*before))
+        raise
 
 
 def admit(model: nn.Module, name: str) -> Record:
@@ -90,7 +107,8 @@ def install(model: nn.Module, record_: Record, adapter: Adapter) -> Adapter:
 
 def _guard_inputs(model: nn.Module) -> None:
     for module in model.modules():
-        if type(module) is nn.Linear:
+        module = module.base if isinstance(module, Host) else module
+        if geometry(module).kind == "linear":
             module.register_forward_pre_hook(watch.contiguous_input)
     embeddings = getattr(model, "get_input_embeddings", None)
     if embeddings is not None and getattr(model, "main_input_name", "input_ids") != "input_ids":
@@ -169,7 +187,9 @@ def _refuse_shortcut(model: nn.Module, site: Site, method: Method) -> None:
 def _put(model: nn.Module, paths: Sequence[str], module: nn.Module) -> None:
     for path in paths:
         parent, _, leaf = path.rpartition(".")
-        model.get_submodule(parent)._modules[leaf] = module
+        above = model.get_submodule(parent)
+        for holder in (above, above.base) if isinstance(above, Host) else (above,):
+            holder._modules[leaf] = module
 
 
 def select(model: nn.Module, method: Selection, name: str) -> Adapter:
@@ -177,8 +197,12 @@ def select(model: nn.Module, method: Selection, name: str) -> Adapter:
     own = {key: p for key, p in model.named_parameters() if ".deltas." not in key}
     chosen = {key: own[key] for key in method.chosen(model) if key in own}
     if not chosen:
-        raise SiteNotFound(f"{method.name} finds no parameter to train in {type(model).__name__}")
-    originals = {key: p.detach().clone() for key, p in chosen.items()}
+        raise SiteNotFound(
+            f"{method.name} finds no parameter of its own to train in {type(model).__name__} "
+            "(a head that is tied to the embedding has none)"
+        )
+    base = record(model).originals() if carries(model) else {}
+    originals = {key: base.get(key, p).detach().clone() for key, p in chosen.items()}
     return Adapter(name, (("", method),), selected=chosen, originals=originals)
 
 
@@ -240,9 +264,9 @@ def _remove(model: nn.Module, record_: Record, name: str, keep: bool) -> None:
     paths = {site.name: site.paths for site in sites(model)} if adapter.hosts else {}
     for site, host in adapter.hosts.items():
         del host.deltas[name]
-        watch.drop(model.get_submodule(site.rpartition(".")[0]), watch.NoticeSkipped)
         if not host.deltas:
             _put(model, paths[site], host.base)
+            watch.overlook(model.get_submodule(site.rpartition(".")[0]), host)
     if not record_.adapters:
         _release(model, record_)
 
@@ -250,7 +274,7 @@ def _remove(model: nn.Module, record_: Record, name: str, keep: bool) -> None:
 def _release(model: nn.Module, record_: Record) -> None:
     del model.__dict__[RECORD]
     for module in model.modules():
-        for hook in (watch.PinVersion, watch.InputGradients, watch.contiguous_input):
+        for hook in watch.HOOKS:
             watch.drop(module, hook)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in record_.trained_before)
@@ -268,15 +292,25 @@ def merge(model: nn.Module) -> nn.Module:
         raise StateError("no adapter is active: activate what is to be merged")
     done: list[Host] = []
     try:
+        shared = _shared(model)
         for host in _hosts(record_):
-            host.merge()
+            host.merge(shared)
             done.append(host)
     except Exception:
         for host in done:
             host.unmerge()
         raise
-    record_.switch.merged = True
+    record_.switch.set(record_.switch.active, merged=True)
     return model
+
+
+def _shared(model: nn.Module) -> dict[int, list[str]]:
+    """Of every parameter that several modules hold (tied weights): their names."""
+    holders: dict[int, list[str]] = {}
+    for name, module in unwrap(model).named_modules():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(id(parameter), []).append(name)
+    return {key: names for key, names in holders.items() if len(names) > 1}
 
 
 def unmerge(model: nn.Module) -> nn.Module:
@@ -286,7 +320,7 @@ def unmerge(model: nn.Module) -> nn.Module:
         raise StateError("the model is not merged")
     for host in _hosts(record_):
         host.unmerge()
-    record_.switch.merged = False
+    record_.switch.set(record_.switch.active)
     return model
 
 

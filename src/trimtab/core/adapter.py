@@ -59,7 +59,8 @@ class Adapter:
     def exchange(self) -> None:
         """Swap the selected parameters' values with the remembered ones."""
         for name, parameter in self.selected.items():
-            parameter.data, self.originals[name] = self.originals[name], parameter.data
+            there = self.originals[name].to(parameter.data)  # the model may have been moved since
+            parameter.data, self.originals[name] = there, parameter.data
         self.in_place = not self.in_place
 
 
@@ -94,12 +95,10 @@ class Record:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model beneath the wrappers of data parallelism and compilation."""
-    while not hasattr(model, RECORD):
-        inner = getattr(model, "_orig_mod", getattr(model, "module", None))
-        if not isinstance(inner, nn.Module):
-            break
-        model = inner
-    return model
+    inner: nn.Module | None = model
+    while inner is not None and RECORD not in inner.__dict__:
+        inner = inner._modules.get("_orig_mod", inner._modules.get("module"))
+    return model if inner is None else inner
 
 
 def carries(model: nn.Module) -> bool:
@@ -109,21 +108,26 @@ def carries(model: nn.Module) -> bool:
 
 def record(model: nn.Module) -> Record:
     """The model's record; an error where nothing was attached, or where a host has been lost."""
-    found = unwrap(model).__dict__.get(RECORD)
+    base = unwrap(model)
+    found = base.__dict__.get(RECORD)
     if found is None:
         raise StateError("the model carries no adapter: attach or load one first")
     for adapter in found.adapters.values():
-        for site, host in adapter.hosts.items():
-            if _at(unwrap(model), site) is not host:
+        held: dict[str, nn.Module | nn.Parameter] = {**adapter.hosts, **adapter.selected}
+        for path, known in held.items():
+            if _at(base, path) is not known:
                 raise StateError(
-                    f"{site!r}, a site of adapter {adapter.name!r}, was replaced since the adapter was "
-                    "attached (resizing a vocabulary replaces the output layer): resize first, then attach"
+                    f"{path!r}, of adapter {adapter.name!r}, was replaced since the adapter was "
+                    "attached (resizing a vocabulary replaces the output layer): resize first, "
+                    "then attach"
                 )
     return found
 
 
-def _at(model: nn.Module, path: str) -> nn.Module | None:
+def _at(model: nn.Module, path: str) -> object:
+    """The module or parameter of this name, if there is one."""
+    parent, _, leaf = path.rpartition(".")
     try:
-        return model.get_submodule(path)
+        return getattr(model.get_submodule(parent), leaf)
     except AttributeError:
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,15 @@ class Delta(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the delta by name: what is saved."""
         return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Delta:
+        """`.to(bfloat16)` moves the masters and leaves them their precision."""
+        masters = {name: p.data for name, p in self.named_parameters()}
+        super()._apply(fn, recurse)
+        for name, parameter in self.named_parameters():
+            if parameter.dtype != torch.promote_types(parameter.dtype, torch.float32):
+                parameter.data = masters[name].to(parameter.device)
+        return self
 
     def values(self, dtype: torch.dtype) -> Values:
         """The parameters for use in a computation of this dtype; gradients flow to the masters."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.core.delta import Delta
-from trimtab.core.errors import TrimtabError
+from trimtab.core.errors import StateError, TrimtabError
 from trimtab.core.operator import Base, Operator, Under
 from trimtab.core.site import Site
 
@@ -23,8 +23,8 @@ class Switch:
         self.version = 0
         self.merged = False
 
-    def set(self, active: tuple[str, ...]) -> None:
-        self.active = active
+    def set(self, active: tuple[str, ...], *, merged: bool = False) -> None:
+        self.active, self.merged = active, merged
         self.version += 1
 
 
@@ -63,7 +63,7 @@ class Host(nn.Module):
         """The adapter's deltas here by method, innermost first."""
         if adapter not in self.deltas:
             return {}
-        return dict(self.deltas[adapter].items())  # type: ignore[operator, arg-type]
+        return dict(self.deltas[adapter].items())  # type: ignore[operator]
 
     def active(self) -> list[Delta]:
         """The deltas that act now, innermost first."""
@@ -83,16 +83,26 @@ class Host(nn.Module):
         return self.operator()(*args, **kwargs)
 
     @torch.no_grad()
-    def merge(self) -> None:
-        """Write the active laws into the base's tensors, and remember what was there."""
+    def merge(self, shared: Mapping[int, Sequence[str]]) -> None:
+        """Write the active laws into the base's tensors, and remember what was there.
+
+        `shared` names the modules that hold a tensor in common: one that would change is refused.
+        """
         own = dict(self.base.named_parameters(recurse=False))
-        changed = {name: _at_least_fp32(tensor) for name, tensor in own.items()}
+        tensors = {name: _at_least_fp32(tensor) for name, tensor in own.items()}
         for delta in self.active():
-            values = delta.values(torch.float32)
-            changed = delta.method.rewrite(values, changed, self.geometry)
+            values = delta.values(next(iter(tensors.values())).dtype)
+            tensors = delta.method.rewrite(values, tensors, self.geometry)
+        merged = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
+        changed = {name: new for name, new in merged.items() if not torch.equal(new, own[name])}
         for name, tensor in changed.items():
             if not tensor.isfinite().all():
                 raise TrimtabError(f"{delta.method.name}: the merged {name} is not finite")
+            if id(own[name]) in shared:
+                raise StateError(
+                    f"{' and '.join(map(repr, shared[id(own[name])]))} are tied: merging into one "
+                    f"{name} would change all of them; untie them first, or leave the site out"
+                )
         self.original = {name: tensor.detach().clone() for name, tensor in own.items()}
         self._write(changed)
 
@@ -112,7 +122,7 @@ class Host(nn.Module):
 
     def train(self, mode: bool = True) -> Host:
         self.base.train(mode)
-        return super().train(mode)  # type: ignore[return-value]
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         return f"base: {self.base!r}"
@@ -137,8 +147,20 @@ class Host(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         self.base._save_to_state_dict(destination, prefix, keep_vars)
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        self.base._load_from_state_dict(*args)
+    def _load_from_state_dict(
+        self,
+        state: Any,
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
+        strange: list[str] = []
+        self.base._load_from_state_dict(state, prefix, metadata, strict, missing, strange, errors)
+        own = f"{prefix}deltas."  # the base knows nothing of these; they answer for themselves
+        unexpected += [key for key in strange if not key.startswith(own)]
 
 
 def _at_least_fp32(tensor: Tensor) -> Tensor:

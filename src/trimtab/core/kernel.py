@@ -15,6 +15,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from trimtab.core.delta import Delta
+    from trimtab.core.method import Method
     from trimtab.core.operator import Operator
 
 Run = Callable[["Delta", Tensor, "Operator"], Tensor]
@@ -29,19 +30,20 @@ class Kernel:
     run: Run
 
 
-_kernels: dict[str, list[Kernel]] = {}
+_kernels: dict[type[Method], list[Kernel]] = {}
 _enabled = os.environ.get("TRIMTAB_KERNELS", "on").lower() not in {"off", "0", "false"}
 
 
-def register(method: str, kernel: Kernel) -> None:
-    """Offer a kernel for the method of this name; those registered last are asked first."""
+def register(method: type[Method], kernel: Kernel) -> None:
+    """Offer a kernel for this method, not for its subclasses: they may state another law. Those
+    registered last are asked first."""
     _kernels.setdefault(method, []).insert(0, kernel)
 
 
 def find(delta: Delta, x: Tensor, inner: Operator) -> Run | None:
     """The first kernel that applies here, or None: then the law itself is evaluated."""
     if _enabled:
-        for kernel in _kernels.get(delta.method.name, ()):
+        for kernel in _kernels.get(type(delta.method), ()):
             if kernel.applies(delta, x, inner):
                 return kernel.run
     return None

@@ -55,9 +55,11 @@ class NoticeSkipped:
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        drop(module, NoticeSkipped)
+        self.hosts = {site: host for site, host in self.hosts.items() if not host.called}
+        if not self.hosts:
+            drop(module, self)
         for site, host in self.hosts.items():
-            if not host.called and host.active():
+            if host.active():
                 raise StateError(
                     f"{type(module).__name__} ran without calling {site!r}: it reads the weight itself, so "
                     "that an adapter there has no effect; choose a target that leaves this site out"
@@ -69,7 +71,7 @@ class InputGradients:
     input asks for a gradient, and a frozen embedding's output does not."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.__dict__["model"] = model
+        self.model = model
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if (
@@ -96,8 +98,21 @@ def contiguous_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...
     return None
 
 
+HOOKS = (PinVersion, NoticeSkipped, InputGradients, contiguous_input)
+"""All that we hang on a model, to be dropped with its last adapter."""
+
+
+def overlook(parent: nn.Module, host: Host) -> None:
+    """A host that is gone is no longer waited for."""
+    for hook in list(parent._forward_hooks.values()):
+        if isinstance(hook, NoticeSkipped):
+            hook.hosts = {site: waiting for site, waiting in hook.hosts.items() if waiting is not host}
+            if not hook.hosts:
+                drop(parent, hook)
+
+
 def drop(module: nn.Module, hook: Any) -> None:
-    """Remove our hooks of this class, or this function, from a module."""
+    """Remove this hook, or our hooks of this class, from a module."""
     for hooks in (module._forward_hooks, module._forward_pre_hooks):
         for key, value in list(hooks.items()):
             if value is hook or (isinstance(hook, type) and isinstance(value, hook)):

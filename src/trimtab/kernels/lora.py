@@ -19,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from trimtab.core.delta import Delta
 from trimtab.core.kernel import Kernel, register
 from trimtab.core.operator import Base, Operator
+from trimtab.core.watch import contiguous_input
+from trimtab.methods.lora import LoRA
 
 
 class LoRALinear(torch.autograd.Function):
@@ -60,11 +62,22 @@ def _applies(delta: Delta, x: Tensor, inner: Operator) -> bool:
     module, method = inner.module, delta.method
     return (
         x.dtype == module.weight.dtype
+        and type(module.weight) is nn.Parameter  # a quantised or sharded one multiplies by itself
         and not module.weight.requires_grad
         and not (method.dropout and delta.training)  # type: ignore[attr-defined]
         and not torch.is_autocast_enabled(x.device.type)
-        and not module._forward_hooks
-        and "forward" not in module.__dict__
+        and _bare(module)
+    )
+
+
+def _bare(module: nn.Module) -> bool:
+    """Whether calling the module does nothing but its product."""
+    return not (
+        module._forward_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or any(hook is not contiguous_input for hook in module._forward_pre_hooks.values())
     )
 
 
@@ -77,4 +90,4 @@ def _run(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-register("lora", Kernel("lora-linear", _applies, _run))
+register(LoRA, Kernel("lora-linear", _applies, _run))

@@ -31,7 +31,7 @@ class Whole(Method):
 
     def init(self, site: Site) -> dict[str, Param]:
         own = site.module.named_parameters(recurse=False)
-        return {name: Param(tensor.detach().clone()) for name, tensor in own}
+        return {name: Param(tensor.detach().clone(), exact=True) for name, tensor in own}
 
     def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         raise InputError("a module trained whole has no law over the base's matrix: it replaces it")
@@ -42,5 +42,6 @@ class Whole(Method):
     def forward(self, p: Values, x: Tensor, inner: Operator) -> Tensor:
         if not isinstance(inner, Base):
             raise InputError("a module trained whole takes no other method beneath it")
-        own = {name: getattr(p, name) for name, _ in inner.module.named_parameters(recurse=False)}
+        theta = inner.module.named_parameters(recurse=False)
+        own = {name: getattr(p, name).to(tensor.dtype) for name, tensor in theta}
         return functional_call(inner.module, own, (x,))

@@ -18,7 +18,7 @@ from trimtab.core.errors import InputError, TrimtabError
 
 def write_json(path: Path, data: Any) -> None:
     """Write all or nothing: a reader sees the old file or the new one, never a part."""
-    _replace(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
+    write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -33,12 +33,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise TrimtabError(f"cannot write {path}: {error}") from None
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write all or nothing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
+        with os.fdopen(handle, "w", encoding="utf8") as file:
+            file.write(text)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:

@@ -1,0 +1,63 @@
+"""`trimtab eval` and `trimtab predict`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Literal
+
+import typer
+
+Option = typer.Option
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        "eval",
+        help="A trained adapter's quality, with its interval: on the run's own data, or on new data.",
+        epilog="Example: trimtab eval runs/reviews --data new.csv",
+    )(evaluate)
+    app.command(
+        "predict",
+        help="A trained adapter on a file or standard input; one JSON object a line.",
+        epilog="Example: echo 'a fine film' | trimtab predict runs/reviews --data -",
+    )(predict)
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(help="The run's folder.")],
+    data: Annotated[str | None, Option(help="A file, or - ; the run's own data if left out.")] = None,
+    split: Annotated[
+        Literal["train", "validation", "test"], Option(help="Of the run's own data.")
+    ] = "test",
+    skip_bad_rows: Annotated[bool, Option("--skip-bad-rows", help="Go on without broken rows.")] = False,
+    json_: Annotated[bool, Option("--json", help="Print JSON.")] = False,
+) -> None:
+    from trimtab.evaluate.run import evaluate as call
+
+    result = call(run, data, split, skip_bad_rows=skip_bad_rows)
+    if json_:
+        print(json.dumps(result))
+        return
+    for name, key in (("adapted", "value"), ("base", "base"), ("gain over base, paired", "gain_over_base")):
+        value = result[key]
+        interval = f"[{value['low']:.4f}, {value['high']:.4f}]"
+        print(f"{name}: {result['metric']} {value['value']:.4f} {interval} on {value['n']} examples")
+    for note in result["notes"]:
+        print(f"note: {note}")
+
+
+def predict(
+    run: Annotated[str, typer.Argument(help="The run's folder.")],
+    data: Annotated[str, Option(help="A file with a text column, or - for standard input.")] = "-",
+    skip_bad_rows: Annotated[bool, Option("--skip-bad-rows", help="Go on without broken rows.")] = False,
+    json_: Annotated[bool, Option("--json", help="One JSON list in place of lines.")] = False,
+) -> None:
+    from trimtab.evaluate.run import predict as call
+
+    rows = call(run, data, skip_bad_rows=skip_bad_rows)
+    if json_:
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    for row in rows:
+        sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,163 @@
+"""`trimtab tune` and `trimtab demo`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trimtab.core.errors import InputError
+
+Option = typer.Option
+
+
+def register(app: typer.Typer) -> None:
+    app.command("demo", help="Run the main job on the embedded model and data, offline.")(demo)
+    app.command("tune", help="Adapt a model to a task.", epilog=_EXAMPLE)(tune)
+
+
+_EXAMPLE = "Example: trimtab tune --model minilm --data reviews.csv --method lora --out runs/reviews"
+
+
+def tune(
+    file: Annotated[Path | None, typer.Argument(help="A YAML file with the same fields.")] = None,
+    model: Annotated[str | None, Option(help="Hub name, folder, or minilm.")] = None,
+    data: Annotated[
+        str | None, Option(help="CSV, TSV, JSONL, Parquet, a folder of splits, or a hub name.")
+    ] = None,
+    out: Annotated[str | None, Option(help="The run's folder.")] = None,
+    task: Annotated[str | None, Option(help="The task, by the hub's name.")] = None,
+    method: Annotated[str | None, Option(help="A method: see trimtab methods.")] = None,
+    target: Annotated[
+        str | None, Option(help="Sites: a role, glob, re:…, or names, comma-separated.")
+    ] = None,
+    rank: Annotated[int | None, Option(help="Rank, for methods that have one.")] = None,
+    alpha: Annotated[float | None, Option(help="Scale, for methods that have one.")] = None,
+    ranks: Annotated[list[str] | None, Option(help="Rank at a target: query=16. Repeatable.")] = None,
+    method_arg: Annotated[
+        list[str] | None, Option(help="Any hyper-parameter of the method: name=value. Repeatable.")
+    ] = None,
+    train: Annotated[
+        str | None, Option(help="Modules to train whole, comma-separated; a new head always is.")
+    ] = None,
+    lr: Annotated[float | None, Option(help="Learning rate; the method's own, if left out.")] = None,
+    epochs: Annotated[float | None, Option(help="Passes over the training data.")] = None,
+    max_steps: Annotated[int | None, Option(help="Optimizer steps, in place of epochs.")] = None,
+    batch_size: Annotated[int | None, Option(help="Examples in a batch.")] = None,
+    gradient_accumulation: Annotated[int | None, Option(help="Batches in an optimizer step.")] = None,
+    max_length: Annotated[int | None, Option(help="Tokens of a text at most.")] = None,
+    weight_decay: Annotated[float | None, Option(help="AdamW's weight decay.")] = None,
+    schedule: Annotated[str | None, Option(help="linear, cosine, constant.")] = None,
+    warmup: Annotated[float | None, Option(help="Share of the steps that warm up.")] = None,
+    patience: Annotated[
+        int | None, Option(help="Stop after so many evaluations without a better one.")
+    ] = None,
+    eval_every: Annotated[int | None, Option(help="Steps between evaluations; an epoch.")] = None,
+    save_every: Annotated[int | None, Option(help="Steps between checkpoints.")] = None,
+    dtype: Annotated[str | None, Option(help="auto (by measurement), bfloat16 or float32.")] = None,
+    attention: Annotated[str | None, Option(help="auto (by measurement), eager, sdpa, …")] = None,
+    base_dropout: Annotated[
+        bool | None, Option("--base-dropout/--no-base-dropout", help="Dropout within the base.")
+    ] = None,
+    probe_first: Annotated[
+        bool | None,
+        Option("--probe-first/--no-probe-first", help="Start a new head where it trains alone."),
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool | None, Option("--gradient-checkpointing", help="Less memory for more time.")
+    ] = None,
+    seed: Annotated[int | None, Option(help="Everything random follows from it.")] = None,
+    report_to: Annotated[str | None, Option(help="Trackers: tensorboard, mlflow, wandb, …")] = None,
+    text_column: Annotated[str | None, Option(help="The column with the text.")] = None,
+    label_column: Annotated[str | None, Option(help="The column with the label.")] = None,
+    skip_bad_rows: Annotated[
+        bool | None, Option("--skip-bad-rows", help="Go on without broken rows.")
+    ] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on with the run in --out.")] = False,
+    json_: Annotated[bool, Option("--json", help="Print metrics as JSON, and no progress.")] = False,
+) -> None:
+    from trimtab.tune.config import Config, parse, read
+
+    flags = {key: value for key, value in locals().items() if key in Config.model_fields}
+    given = {key: value for key, value in flags.items() if value is not None}
+    for key in ("ranks", "method_arg"):
+        if key in given:
+            given[key] = dict(_assignment(one, key) for one in given[key])
+    values = {**(read(file) if file else {}), **given}
+    if resume:
+        _resume(given, values, json_)
+        return
+    config = parse(values, str(file) if file else "trimtab tune")
+    _run(config, resume=False, json_=json_)
+
+
+def _resume(given: dict[str, Any], values: dict[str, Any], json_: bool) -> None:
+    """The saved configuration counts; a flag that contradicts it is an error, not ignored."""
+    from trimtab.tune.folder import Run
+
+    if "out" not in values:
+        raise InputError("--resume needs --out: the folder of the run to go on with")
+    saved = Run(Path(values["out"])).config()
+    for key, value in given.items():
+        if key != "out" and getattr(saved, key) != value:
+            raise InputError(
+                f"--{key.replace('_', '-')} {value} contradicts the run in {values['out']}, which has "
+                f"{getattr(saved, key)}: leave it out, or begin a new run"
+            )
+    saved.out = values["out"]
+    _run(saved, resume=True, json_=json_)
+
+
+def _assignment(text: str, key: str) -> tuple[str, Any]:
+    """`name=value`, the value read as YAML reads it."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise InputError(f"--{key.replace('_', '-')} takes name=value, not {text!r}")
+    return name, yaml.safe_load(value)
+
+
+def _run(config: Any, *, resume: bool, json_: bool) -> None:
+    from trimtab.tune.run import tune as run
+
+    metrics = run(config, resume=resume, quiet=json_)
+    if json_:
+        print(json.dumps(metrics))
+    else:
+        from trimtab.cli.table import print_result
+
+        print_result(metrics, Path(config.out))
+
+
+def demo(
+    out: Annotated[str, Option(help="The run's folder; made anew.")] = "runs/demo",
+    method: Annotated[str, Option(help="A method: see trimtab methods.")] = "lora",
+    seed: Annotated[int, Option(help="Everything random follows from it.")] = 0,
+    json_: Annotated[bool, Option("--json", help="Print metrics as JSON, and no progress.")] = False,
+) -> None:
+    """Adapt MiniLM to tell which package of the standard library a docstring documents."""
+    import shutil
+    import sys
+
+    from trimtab.tune.config import parse
+    from trimtab.tune.folder import Run
+
+    run = Run(Path(out))
+    if run.config_file.exists():
+        if run.config().data != "docstrings":
+            raise InputError(f"{out} holds a run on other data: choose another --out")
+        shutil.rmtree(out)
+    if not json_:
+        print(_STORY.format(method=method), file=sys.stderr)
+    fields = {"model": "minilm", "data": "docstrings", "out": out, "method": method, "seed": seed}
+    _run(parse({**fields, **_DEMO}, "trimtab demo"), resume=False, json_=json_)
+
+
+_DEMO = {"epochs": 2, "lr": 5e-4}
+_STORY = """Which package of Python's standard library does a docstring document?
+Model: MiniLM-L6, 22.7 million parameters, pre-trained.  Method: {method}.
+Data: docstrings found in this Python, split by module, so that no file is on both sides.
+"""

@@ -1,0 +1,87 @@
+"""A finished run on data: its own held-out data, or new data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trimtab.core.errors import InputError
+from trimtab.data import read_rows
+from trimtab.data.columns import Column
+from trimtab.evaluate.bootstrap import mean_interval, paired_mean
+from trimtab.store import load
+from trimtab.tune.folder import Run
+from trimtab.tune.session import Session, column_names, open_session, read_data
+
+
+def open_run(folder: str) -> Session:
+    """The base of a finished run with its adapter on it, in the run's dtype and attention."""
+    run = Run(Path(folder))
+    config = run.finished()
+    assert config.labels is not None
+    session = open_session(config, config.labels)
+    load(session.model, run.adapter)
+    return session
+
+
+def evaluate(folder: str, data: str | None, split: str, *, skip_bad_rows: bool = False) -> dict[str, Any]:
+    """The metric of a run's adapter, with its interval, and its gain over the base without the adapter.
+
+    Without `data` the run's own data is read again, and the reported metric comes out again exactly.
+    """
+    from trimtab import activate
+
+    session = open_run(folder)
+    rows = _rows(session, data, split, skip_bad_rows)
+    encoded = session.encode(rows)
+    adapted = session.scores(session.logits(encoded), rows)
+    activate(session.model, None)
+    base = session.scores(session.logits(encoded), rows)
+    seed = session.config.seed
+    return {
+        "task": session.task.name,
+        "metric": session.task.metric,
+        "data": data or session.config.data,
+        "split": split if data is None else None,
+        "value": mean_interval(adapted, seed=seed).as_dict(),
+        "base": mean_interval(base, seed=seed).as_dict(),
+        "gain_over_base": paired_mean(adapted, base, seed=seed).as_dict(),
+        "notes": session.notes,
+    }
+
+
+def _rows(session: Session, data: str | None, split: str, skip_bad_rows: bool) -> Any:
+    if data is None:
+        return getattr(read_data(session.config), split)
+    rows, notes = read_rows(
+        data, session.task.columns, names=column_names(session.config), skip_bad_rows=skip_bad_rows
+    )
+    session.notes.extend(notes)
+    unknown = sorted(set(rows["label"]) - set(session.labels))
+    if unknown:
+        raise InputError(
+            f"{data} has labels that the run never saw: {unknown[:5]}; it knows {session.labels}"
+        )
+    return rows
+
+
+def predict(folder: str, data: str, *, skip_bad_rows: bool = False) -> list[dict[str, Any]]:
+    """For every row of a file (or `-`, standard input): the text, the label, its probability."""
+    session = open_run(folder)
+    columns = [column for column in session.task.columns if column.kind == "text"]
+    rows, notes = read_rows(
+        data, columns, names=_text_only(column_names(session.config), columns), skip_bad_rows=skip_bad_rows
+    )
+    outputs = session.logits(session.encode(rows, labelled=False))
+    shares = torch.softmax(torch.from_numpy(outputs), -1).numpy()
+    return [
+        {"text": text, "label": session.labels[int(best)], "probability": round(float(row[best]), 6)}
+        for text, row, best in zip(rows["text"], shares, np.argmax(outputs, -1), strict=True)
+    ]
+
+
+def _text_only(names: dict[str, str], columns: list[Column]) -> dict[str, str]:
+    return {column.name: names[column.name] for column in columns if column.name in names}

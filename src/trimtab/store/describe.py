@@ -1,0 +1,103 @@
+"""What a saved adapter is, from its files alone: no model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.core.errors import InputError
+from trimtab.core.method import Additive, Method, Values
+from trimtab.core.registry import build
+from trimtab.store import hf, native
+
+
+@dataclass(frozen=True)
+class SavedSite:
+    """One method at one site: its tensors' shapes, and the Frobenius norm of what it changes: of delta(p)
+    where the law is additive, of the trained tensors otherwise."""
+
+    name: str
+    method: str
+    shapes: dict[str, tuple[int, ...]]
+    parameters: int
+    norm: float
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved adapter."""
+
+    folder: Path
+    format: str
+    name: str
+    base: dict[str, Any]
+    methods: list[dict[str, Any]]
+    sites: list[SavedSite]
+    bytes: int
+
+    @property
+    def parameters(self) -> int:
+        return sum(site.parameters for site in self.sites)
+
+
+def describe(folder: str | Path) -> Saved:
+    """Read an adapter's folder, or a run's."""
+    folder = Path(folder)
+    if (folder / "adapter").is_dir():
+        folder = folder / "adapter"
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: an adapter is a folder with its two files")
+    if (folder / native.CONFIG).exists():
+        return _native(folder)
+    if (folder / hf.CONFIG).exists():
+        return _hf(folder)
+    raise InputError(f"{folder} holds no adapter: neither {native.CONFIG} nor {hf.CONFIG} is there")
+
+
+def _native(folder: Path) -> Saved:
+    config, tensors = native.read(folder)
+    sites = []
+    for entry in config["methods"]:
+        method = build(entry["method"], entry["arguments"])
+        for name in entry["sites"]:
+            prefix = f"{name}.{method.name}." if name else ""
+            own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            sites.append(_site(name or "(parameters of the base)", method, own))
+    entries = [{"method": e["method"], **e["arguments"], "sites": len(e["sites"])} for e in config["methods"]]
+    base = {key: config["base"].get(key) for key in ("class", "name", "fingerprint")}
+    return Saved(folder, "trimtab", config["name"], base, entries, sites, _bytes(folder))
+
+
+def _hf(folder: Path) -> Saved:
+    config, tensors = hf.read(folder)
+    by_site: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        site, _, leaf = key.removeprefix("base_model.model.").rpartition(".")
+        by_site.setdefault(site, {})[leaf] = tensor
+    sites = [_counted(name, str(config.get("peft_type")), own) for name, own in by_site.items()]
+    methods = [{"method": config.get("peft_type"), "sites": len(sites)}]
+    base = {"class": None, "name": config.get("base_model_name_or_path"), "fingerprint": None}
+    return Saved(folder, "peft", folder.name, base, methods, sites, _bytes(folder))
+
+
+def _site(name: str, method: Method, own: dict[str, Tensor]) -> SavedSite:
+    counted = _counted(name, method.name, own)
+    if not isinstance(method, Additive):
+        return counted
+    with torch.no_grad():
+        norm = float(method.delta(Values(own, training=False)).norm())
+    return SavedSite(name, method.name, counted.shapes, counted.parameters, norm)
+
+
+def _counted(name: str, method: str, own: dict[str, Tensor]) -> SavedSite:
+    shapes = {key: tuple(tensor.shape) for key, tensor in own.items()}
+    norm = sum(float(t.double().norm()) ** 2 for t in own.values()) ** 0.5
+    return SavedSite(name, method, shapes, sum(t.numel() for t in own.values()), norm)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

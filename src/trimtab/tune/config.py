@@ -1,0 +1,134 @@
+"""What a run is asked to do: the flags of `tune`, under the same names in YAML."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from trimtab.core import registry
+from trimtab.core.errors import InputError
+from trimtab.core.method import Method, Selection
+
+
+class Config(BaseModel):
+    """One training run. The values left out are filled by `resolve`, from the method, the data and
+    measurements of this machine, and saved with the run, so that it can be repeated and resumed."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    model: str
+    data: str
+    out: str
+    task: str = "text-classification"
+    method: str = "lora"
+    target: str | list[str] | None = None
+    rank: int | None = Field(None, ge=1)
+    alpha: float | None = Field(None, gt=0)
+    ranks: dict[str, int] = {}
+    method_arg: dict[str, Any] = {}
+    train: list[str] | None = None
+    lr: float | None = Field(None, gt=0)
+    epochs: float = Field(3, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(32, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    max_length: int | None = Field(None, ge=2)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup: float = Field(0.06, ge=0, lt=1)
+    patience: int | None = Field(3, ge=1)
+    eval_every: int | None = Field(None, ge=1)
+    save_every: int | None = Field(None, ge=1)
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    attention: str = "auto"
+    base_dropout: bool | None = None
+    probe_first: bool = True
+    gradient_checkpointing: bool = False
+    seed: int = Field(0, ge=0)
+    report_to: list[str] = []
+    text_column: str | None = None
+    label_column: str | None = None
+    skip_bad_rows: bool = False
+    labels: list[str] | None = None
+    measured: dict[str, Any] = {}
+
+    @field_validator("report_to", "train", "target", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """`a,b` on the command line is a list."""
+        return value.split(",") if isinstance(value, str) and "," in value else value
+
+    @field_validator("report_to", "train", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) and "," not in value else value
+
+    def build_method(self) -> Method | dict[str, Method]:
+        """The method with its hyper-parameters; with `ranks`, a plan of them by target."""
+        arguments = dict(self.method_arg)
+        for key in ("rank", "alpha"):
+            if getattr(self, key) is not None:
+                arguments[key] = getattr(self, key)
+        method = registry.build(self.method, arguments)
+        if not self.ranks:
+            return method
+        plan = {
+            target: registry.build(self.method, {**arguments, "rank": rank})
+            for target, rank in self.ranks.items()
+        }
+        rest = self.target or list(method.targets)
+        return {**plan, **{one: method for one in ([rest] if isinstance(rest, str) else rest)}}
+
+    @property
+    def selects(self) -> bool:
+        """Whether the method trains the base's own parameters."""
+        return issubclass(registry.lookup(self.method), Selection)
+
+    @property
+    def autocast(self) -> bool:
+        """Parameters that are trained in place stay in fp32 and are cast by autocast."""
+        return self.selects and self.dtype == "bfloat16"
+
+    def dump(self) -> str:
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def parse(values: Mapping[str, Any], where: str) -> Config:
+    """A configuration from plain data, or an error that names the field, in the user's words."""
+    try:
+        config = Config(**values)
+    except ValidationError as error:
+        raise InputError(_explain(error, where)) from None
+    registry.lookup(config.method)
+    return config
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The fields of a YAML file."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} must hold fields such as 'model: minilm', not {data!r:.60}")
+    return {str(key).replace("-", "_"): value for key, value in data.items()}
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    field = str(first["loc"][0]) if first["loc"] else "?"
+    flag = f"--{field.replace('_', '-')}"
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(field, Config.model_fields, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(Config.model_fields)}"
+        return f"{where}: there is no field {field!r}{hint}"
+    if first["type"] == "missing":
+        return f"{where}: {flag} is missing: a run needs --model, --data and --out"
+    return f"{where}: {flag} {first['msg'][0].lower()}{first['msg'][1:]}, not {first.get('input')!r}"

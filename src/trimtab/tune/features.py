@@ -1,0 +1,124 @@
+"""Head only on cached features: the frozen base runs once over the data, not once an epoch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trimtab.core.heads import heads
+from trimtab.evaluate.predict import Collate, batches, precision
+
+_TOLERANCE = 0.05  # bf16's, on logits of a few units
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the head receives: (n, width) in fp32, in the order of the examples."""
+
+    values: Tensor
+    examples: Sequence[Any]
+
+    def dataset(self) -> list[dict[str, Any]]:
+        return [
+            {"features": vector, "labels": example["labels"], "length": 1}
+            for vector, example in zip(self.values, self.examples, strict=True)
+        ]
+
+
+class FeatureHead(nn.Module):
+    """The head alone, as a model over features. Its parameters are the model's own."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Tensor) -> Any:
+        return SimpleNamespace(logits=self.head(features.to(next(self.head.parameters()).dtype)))
+
+
+def collate(examples: Sequence[Any]) -> dict[str, Tensor]:
+    batch = {"features": torch.stack([example["features"] for example in examples])}
+    if "labels" in examples[0]:
+        batch["labels"] = torch.tensor([example["labels"] for example in examples])
+    return batch
+
+
+def head_of(model: nn.Module) -> nn.Module | None:
+    """The model's head, where it is one module."""
+    names = heads(model)
+    return model.get_submodule(names[0]) if len(names) == 1 else None
+
+
+@torch.no_grad()
+def extract(
+    model: nn.Module, examples: Sequence[Any], collate: Collate, *, batch_size: int, autocast: bool
+) -> Features | None:
+    """The head's inputs for all examples; None where the head is not the model's last step over one
+    vector an example (it then has to be trained through the whole model)."""
+    head, seen = head_of(model), []
+    if head is None:
+        return None
+    device, training = next(model.parameters()).device, model.training
+    hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().float()))
+    model.eval()
+    try:
+        for batch in batches(examples, batch_size):
+            inputs = {k: v.to(device) for k, v in collate(batch).items() if k != "labels"}
+            with precision(device, autocast):
+                direct = model(**inputs).logits.float()
+            if seen[-1].ndim != 2:
+                return None
+    finally:
+        hook.remove()
+        model.train(training)
+    return Features(torch.cat(seen).cpu(), examples) if _is_last(head, seen[-1], direct) else None
+
+
+def _is_last(head: nn.Module, features: Tensor, logits: Tensor) -> bool:
+    own = copy.deepcopy(head).float()(features)
+    return own.shape == logits.shape and bool((own - logits).abs().max() < _TOLERANCE * (1 + own.abs().max()))
+
+
+@torch.no_grad()
+def apply(head: nn.Module, features: Features) -> np.ndarray:
+    """The logits (n, classes) of a head on features, in fp32."""
+    return copy.deepcopy(head).float().cpu()(features.values).numpy()
+
+
+def probe(head: nn.Module, train: Features, validation: Features, seed: int) -> nn.Module:
+    """A copy of the head trained on features alone, the best of its epochs and learning rates on the
+    validation split."""
+    best, kept = -1.0, head
+    for lr in (1e-3, 1e-2):
+        one = copy.deepcopy(head).float().cpu()
+        for accuracy in _epochs(one, train, validation, lr, seed):
+            if accuracy > best:
+                best, kept = accuracy, copy.deepcopy(one)
+    return kept
+
+
+def _epochs(
+    head: nn.Module, train: Features, validation: Features, lr: float, seed: int, epochs: int = 30
+) -> Any:
+    """Train with AdamW and a falling learning rate; yields validation accuracy after each epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.tensor([example["labels"] for example in train.examples])
+    held_out = torch.tensor([example["labels"] for example in validation.examples])
+    head.requires_grad_(True)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(labels), generator=generator).split(256):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(head(train.values[rows]), labels[rows]).backward()
+            optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            yield float((head(validation.values).argmax(-1) == held_out).float().mean())

@@ -1,0 +1,208 @@
+"""`tune`: from a configuration to a run's folder with an adapter, its proof and its report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trimtab import adapt, store
+from trimtab.core import registry
+from trimtab.core.adapter import Adapter
+from trimtab.core.errors import InputError
+from trimtab.core.heads import heads
+from trimtab.data import Splits
+from trimtab.evaluate.predict import precision
+from trimtab.methods.whole import Whole
+from trimtab.tasks import lookup
+from trimtab.tasks.text_classification import Encoded
+from trimtab.tune import features, results
+from trimtab.tune.config import Config
+from trimtab.tune.folder import Run
+from trimtab.tune.session import (
+    EVAL_BATCH,
+    Session,
+    choose_attention,
+    note_truncation,
+    open_session,
+    read_data,
+    settle_length,
+)
+from trimtab.tune.training import check_trackers, train
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass
+class Work:
+    """A run in progress."""
+
+    run: Run
+    session: Session
+    splits: Splits
+    encoded: dict[str, Encoded]
+    outputs: dict[str, dict[str, np.ndarray]]  # row of the table -> split -> logits
+    cached: dict[str, features.Features] | None = None
+    probed: nn.Module | None = None  # the head trained alone
+
+
+def tune(config: Config, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Adapt a model as the configuration says; returns what `metrics.json` holds.
+
+    With `resume`, go on from the last whole checkpoint in `config.out`, whose saved configuration
+    counts; the result is the same as that of a run that was never stopped.
+    """
+    began = time.perf_counter()
+    run = Run(Path(config.out))
+    if resume:
+        config = run.config()
+    else:
+        run.create(config)
+    try:
+        work, adapter = _ready(run, config)
+    except InputError:
+        if not resume:
+            run.abandon()
+        raise
+    memory, tokens = train(work.session, adapter, run, work.encoded, work.cached, quiet)
+    work.outputs["adapted"] = {s: work.session.logits(work.encoded[s]) for s in SPLITS[1:]}
+    store.save(work.session.model, run.adapter)
+    return results.conclude(work, adapter, memory, tokens, time.perf_counter() - began)
+
+
+def _ready(run: Run, config: Config) -> tuple[Work, Adapter]:
+    """All that comes before training. Wrong input shows here, and then leaves no folder behind."""
+    config.build_method()
+    check_trackers(config)
+    work = _prepare(run, config)
+    _baselines(work)
+    return work, _attach(work)
+
+
+def _prepare(run: Run, config: Config) -> Work:
+    splits = read_data(config)
+    labels = _labels(config, splits)
+    session = open_session(config, labels)
+    session.notes.extend(splits.notes)
+    settle_length(session, splits.train)
+    if config.lr is None:
+        config.lr = registry.lookup(config.method).learning_rate
+    config.labels = labels
+    encoded = {split: session.encode(getattr(splits, split)) for split in SPLITS}
+    for split, one in encoded.items():
+        note_truncation(session, split, one)
+    return Work(run, session, splits, encoded, {})
+
+
+def _labels(config: Config, splits: Splits) -> list[str]:
+    labels = lookup(config.task).labels(splits.train)
+    if config.labels is not None and config.labels != labels:
+        raise InputError(
+            f"the data's labels {labels} are not those of the run ({config.labels}): the data changed"
+        )
+    return labels
+
+
+def _baselines(work: Work) -> None:
+    """What the base is worth as it was loaded, and with nothing but its head trained."""
+    session = work.session
+    work.cached = {}
+    for split in SPLITS:
+        found = features.extract(
+            session.model,
+            work.encoded[split].examples,
+            session.collate,
+            batch_size=EVAL_BATCH,
+            autocast=session.config.autocast,
+        )
+        if found is None:
+            session.notes.append("head only was not measured: the head takes more than one vector a text")
+            work.cached = None
+            work.outputs["base"] = {s: session.logits(work.encoded[s]) for s in SPLITS[1:]}
+            return
+        work.cached[split] = found
+    head = features.head_of(session.model)
+    assert head is not None
+    held_out = [work.cached[split] for split in SPLITS[1:]]
+    _keep(work, "base", [features.apply(head, split) for split in held_out])
+    work.probed = features.probe(head, work.cached["train"], held_out[0], session.config.seed)
+    _keep(work, "head", [features.apply(work.probed, split) for split in held_out])
+
+
+def _keep(work: Work, row: str, outputs: Sequence[np.ndarray]) -> None:
+    work.outputs[row] = {
+        split: work.encoded[split].restore(one) for split, one in zip(SPLITS[1:], outputs, strict=True)
+    }
+
+
+def _attach(work: Work) -> Adapter:
+    """Put the adapter on, and pin what measurement chooses."""
+    import transformers
+
+    session, config = work.session, work.session.config
+    transformers.set_seed(config.seed)
+    method = config.build_method()
+    whole = _trained_whole(session)
+    adapter = adapt.attach(
+        session.model,
+        method,
+        None if isinstance(method, dict) else config.target,
+        train=whole,
+    )
+    if config.probe_first and work.probed is not None and config.method != "head":
+        _start_from_probe(adapter, heads(session.model)[0], work.probed)
+    if config.gradient_checkpointing:
+        session.model.activation_checkpointing_enable({"use_reentrant": False})
+    choose_attention(session, _step(work, adapter))
+    work.run.write_config(config)
+    return adapter
+
+
+@torch.no_grad()
+def _start_from_probe(adapter: Adapter, head: str, probed: nn.Module) -> None:
+    """A new head starts where training it alone has brought it, rather than at random: the adapter then
+    need not move the features to suit a random head (Kumar et al. 2022, arXiv:2202.10054)."""
+    own = adapter.tensors()
+    for name, tensor in probed.state_dict().items():
+        module, _, leaf = f"{head}.{name}".rpartition(".")
+        for key in (f"{module}.{leaf}", f"{module}.{Whole.name}.{leaf}"):
+            if key in own:
+                own[key].copy_(tensor)
+
+
+def _trained_whole(session: Session) -> list[str]:
+    """The modules to train whole: those asked for, and those that no checkpoint filled."""
+    if session.config.selects:
+        return list(session.config.train or [])
+    holding = {name.rpartition(".")[0] for name in session.fresh}
+    tops = [top for top in heads(session.model) if any(f"{h}.".startswith(f"{top}.") for h in holding)]
+    rest = [h for h in sorted(holding) if not any(f"{h}.".startswith(f"{top}.") for top in tops)]
+    whole = list(dict.fromkeys([*(session.config.train or []), *tops, *rest]))
+    session.config.train = whole
+    return whole
+
+
+def _step(work: Work, adapter: Adapter) -> Any:
+    """One training step on a batch of middling length, without an update: what is measured."""
+    session = work.session
+    examples = work.encoded["train"].examples
+    middle, size = len(examples) // 2, session.config.batch_size
+    batch = session.collate(examples[max(0, middle - size // 2) :][:size])
+    batch = {key: value.to(session.model.device) for key, value in batch.items()}
+
+    def step() -> None:
+        session.model.train()
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        with precision(session.model.device, session.config.autocast):
+            outputs = session.model(**inputs)
+            session.task.loss(outputs.logits, batch["labels"]).backward()
+        for parameter in adapter.parameters():
+            parameter.grad = None
+
+    return step

@@ -1,0 +1,149 @@
+"""Data, tokenizer and model of a run, made ready: for training, evaluation and prediction alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.core.errors import InputError
+from trimtab.data import Splits, load
+from trimtab.evaluate.predict import logits
+from trimtab.tasks import TextClassification, lookup
+from trimtab.tasks.text_classification import Encoded
+from trimtab.tune import hardware
+from trimtab.tune.config import Config
+
+EVAL_BATCH = 64
+_LONG = 0.05  # share of truncated texts from which a warning is due
+
+
+@dataclass
+class Session:
+    """Everything a run works on. `fresh` names the parameters that no checkpoint filled (a new head)."""
+
+    config: Config
+    task: TextClassification
+    labels: list[str]
+    tokenizer: Any
+    model: Any
+    fresh: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        return self.task.collate(examples, self.tokenizer.pad_token_id)
+
+    def encode(self, rows: Any, *, labelled: bool = True) -> Encoded:
+        assert self.config.max_length is not None
+        return self.task.encode(
+            rows, self.tokenizer, self.labels if labelled else None, self.config.max_length
+        )
+
+    def logits(self, encoded: Encoded) -> np.ndarray:
+        """The model's outputs in the data's order, computed as every reported number is."""
+        values = logits(
+            self.model,
+            encoded.examples,
+            self.collate,
+            batch_size=EVAL_BATCH,
+            autocast=self.config.autocast,
+        )
+        return encoded.restore(values)
+
+    def scores(self, outputs: np.ndarray, rows: Any) -> np.ndarray:
+        """One score per example, in the data's order."""
+        index = {label: i for i, label in enumerate(self.labels)}
+        return self.task.scores(outputs, np.array([index[label] for label in rows["label"]]))
+
+
+def read_data(config: Config) -> Splits:
+    """The run's data: the embedded demo set, or a file, folder or hub name."""
+    if config.data == "docstrings":
+        from trimtab.data.docstrings import docstrings
+
+        return docstrings(config.seed)
+    return load(
+        config.data,
+        lookup(config.task).columns,
+        names=column_names(config),
+        seed=config.seed,
+        skip_bad_rows=config.skip_bad_rows,
+    )
+
+
+def column_names(config: Config) -> dict[str, str]:
+    chosen = {"text": config.text_column, "label": config.label_column}
+    return {name: column for name, column in chosen.items() if column is not None}
+
+
+def open_session(config: Config, labels: Sequence[str]) -> Session:
+    """Tokenizer and base model, in the dtype and with the attention that the configuration says.
+
+    Without pinned choices (`auto`), the dtype is chosen here by measurement, and written into the
+    configuration; attention is chosen later, when the adapter is on.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    task = lookup(config.task)
+    tokenizer = task.tokenizer(config.model)
+    if config.dtype == "auto":
+        dtype, took = hardware.choose_dtype(task.width(config.model))
+        config.dtype = dtype  # type: ignore[assignment]
+        config.measured = {**config.measured, "dtype_ms": took}
+    if config.base_dropout is None:
+        config.base_dropout = config.method == "full"
+    transformers.set_seed(config.seed)
+    weights = torch.bfloat16 if config.dtype == "bfloat16" and not config.selects else torch.float32
+    model, fresh = task.model(config.model, labels, tokenizer, weights, config.base_dropout)
+    model.to(hardware.device()).eval()
+    _set_attention(model, config)
+    return Session(config, task, list(labels), tokenizer, model, fresh)
+
+
+def _set_attention(model: Any, config: Config) -> None:
+    if config.attention == "auto":
+        return
+    try:
+        model.set_attn_implementation(config.attention)
+    except (ValueError, ImportError, KeyError) as error:
+        raise InputError(f"--attention {config.attention}: {str(error).splitlines()[0]}") from None
+
+
+def choose_attention(session: Session, step: Callable[[], object]) -> None:
+    """Pin the fastest implementation of attention for this model, batch and machine."""
+    if session.config.attention != "auto":
+        return
+    names = ["eager", *(["sdpa"] if getattr(session.model, "_supports_sdpa", False) else [])]
+    chosen, took = hardware.choose_attention(session.model, names, step)
+    session.model.set_attn_implementation(chosen)
+    session.config.attention = chosen
+    session.config.measured = {**session.config.measured, "attention_ms": took}
+
+
+def settle_length(session: Session, rows: Any) -> None:
+    """The maximum length in tokens: the longest text of the training data, within the model's limit."""
+    limit = session.task.limit(session.model, session.tokenizer)
+    config = session.config
+    if config.max_length is not None and config.max_length > limit:
+        raise InputError(
+            f"--max-length {config.max_length} is beyond the {limit} positions of {config.model!r}"
+        )
+    if config.max_length is None:
+        lengths = session.task.lengths(rows, session.tokenizer)
+        config.max_length = int(min(limit, -8 * (-max(lengths) // 8)))
+
+
+def note_truncation(session: Session, split: str, encoded: Encoded) -> None:
+    if encoded.truncated:
+        share = encoded.truncated / len(encoded.examples)
+        warning = "; a higher --max-length would keep them whole" if share > _LONG else ""
+        session.notes.append(
+            f"{split}: {encoded.truncated} texts ({share:.1%}) are longer than "
+            f"{session.config.max_length} tokens and were cut{warning}"
+        )

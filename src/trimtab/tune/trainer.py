@@ -1,0 +1,174 @@
+"""transformers' Trainer, taught that an adapter is what is trained, saved and resumed."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from trimtab.core.adapter import Adapter
+from trimtab.core.errors import TrimtabError
+from trimtab.store.files import read_json, read_tensors, write_json, write_tensors
+
+TENSORS = "adapter.safetensors"
+MEMORY = "memory.json"
+COMPLETE = "complete"
+
+
+@dataclass
+class Memory:
+    """What a run knows beyond the Trainer's state; kept in every checkpoint.
+
+    `seconds` of training over all the pieces of an interrupted run; the best validation metric, its
+    step, and how many evaluations have passed since without a better one.
+    """
+
+    seconds: float = 0.0
+    best: float = -1e300
+    best_step: int = 0
+    waited: int = 0
+
+
+class Best(TrainerCallback):
+    """Keeps the adapter of the best validation metric, and stops when none better has come for long."""
+
+    def __init__(self, memory: Memory, adapter: Adapter, metric: str, patience: int | None) -> None:
+        self.memory, self.adapter, self.metric, self.patience = memory, adapter, metric, patience
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.before, self.started = self.memory.seconds, time.perf_counter()
+        self._stop_if_enough(control)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.memory.seconds = self.before + time.perf_counter() - self.started
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
+    ) -> None:
+        value = metrics[f"eval_{self.metric}"]
+        if value > self.memory.best:
+            self.memory.best, self.memory.best_step, self.memory.waited = value, state.global_step, 0
+            write_tensors(best_folder(args.output_dir) / TENSORS, self.adapter.tensors())
+        else:
+            self.memory.waited += 1
+        self._stop_if_enough(control)
+
+    def _stop_if_enough(self, control: Any) -> None:
+        if self.patience is not None and self.memory.waited >= self.patience:
+            control.should_training_stop = True
+
+
+def best_folder(checkpoints: str | Path) -> Path:
+    return Path(checkpoints) / "best"
+
+
+class LengthGroups(Sampler[int]):
+    """Batches of like lengths in random order, drawn anew each epoch from (seed, epoch) alone, so that
+    a resumed run meets the same batches as one that was never stopped."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        return iter(
+            get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        )
+
+
+class AdapterTrainer(Trainer):
+    """Trains one adapter. Checkpoints hold the adapter, the optimizer and the state, never the base;
+    one counts from the moment its marker is written, so that a killed process leaves the last whole one."""
+
+    def __init__(
+        self, *args: Any, adapter: Adapter, task: Any, memory: Memory, **kwargs: Any
+    ) -> None:
+        self.adapter, self.task, self.memory = adapter, task, memory
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False  # the loss below is a mean over the micro-batch
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any
+    ) -> Any:
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = self.task.loss(outputs.logits, labels)
+        return (loss, {"logits": outputs.logits}) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if loss.device.type == "cpu" and not math.isfinite(loss.item()):
+            raise self.diverged(loss.item())
+        return loss
+
+    def diverged(self, loss: float) -> TrimtabError:
+        return TrimtabError(
+            f"training diverged: the loss is {loss} at step {self.state.global_step + 1} with learning "
+            f"rate {self.args.learning_rate:g}. Start again with a lower --lr (a third, say); the "
+            "checkpoints written before are whole"
+        )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        data = self.train_dataset if train_dataset is None else train_dataset
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroups([example["length"] for example in data], size, self.args.seed)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            write_json(folder / MEMORY, asdict(self.memory))
+            (folder / COMPLETE).touch()
+        except (OSError, RuntimeError, TrimtabError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise TrimtabError(
+                f"the checkpoint at step {self.state.global_step} cannot be written: {error}. Make room, "
+                "then go on with --resume; the checkpoint before it is whole"
+            ) from None
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / TENSORS, self.adapter.tensors())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        restore(self.adapter, Path(resume_from_checkpoint))
+
+
+def restore(adapter: Adapter, checkpoint: Path) -> None:
+    """Read a checkpoint's tensors back into the adapter, in place."""
+    saved = read_tensors(checkpoint / TENSORS)
+    with torch.no_grad():
+        for name, tensor in adapter.tensors().items():
+            tensor.copy_(saved[name])
+
+
+def recall(checkpoint: Path | None) -> Memory:
+    """The memory that a checkpoint holds; a fresh one without a checkpoint."""
+    return Memory(**read_json(checkpoint / MEMORY)) if checkpoint else Memory()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint, after clearing away what a killed process left half written."""
+    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*")}
+    for path in found.values():
+        if not (path / COMPLETE).exists():
+            shutil.rmtree(path)
+    whole = {step: path for step, path in found.items() if path.exists()}
+    return whole[max(whole)] if whole else None

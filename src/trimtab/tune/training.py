@@ -1,0 +1,147 @@
+"""The training itself: the Trainer's settings, its callbacks, and going on from a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from trimtab.core.adapter import Adapter
+from trimtab.core.errors import InputError
+from trimtab.tasks.text_classification import Encoded
+from trimtab.tune import features, hardware
+from trimtab.tune.config import Config
+from trimtab.tune.folder import Run
+from trimtab.tune.session import EVAL_BATCH, Session
+
+_SAVES = 10  # checkpoints in a run, unless the user says otherwise
+_LOGS = 50
+
+
+def train(
+    session: Session,
+    adapter: Adapter,
+    run: Run,
+    encoded: Mapping[str, Encoded],
+    cached: Mapping[str, features.Features] | None,
+    quiet: bool,
+) -> tuple[Any, int]:
+    """Train to the end, from the last checkpoint if there is one; the adapter is then that of the best
+    validation metric. Returns the run's memory and the number of tokens trained on."""
+    from transformers import PrinterCallback
+
+    from trimtab.tune import progress, trainer
+
+    checkpoint = trainer.last_checkpoint(run.checkpoints)
+    memory = trainer.recall(checkpoint)
+    model, data, collate = _material(session, encoded, cached)
+    bar = progress.Bar(session.task.metric, quiet)
+    best = trainer.Best(memory, adapter, session.task.metric, session.config.patience)
+    arguments = _arguments(session.config, run, len(data["train"]), tokens=through_model(session, cached))
+    loop = trainer.AdapterTrainer(
+        model,
+        arguments,
+        adapter=adapter,
+        task=session.task,
+        memory=memory,
+        data_collator=collate,
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        compute_metrics=_metrics(session),
+        callbacks=[best, progress.Log(run.log), bar],
+    )
+    loop.remove_callback(PrinterCallback)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the Trainer's own deprecations
+            loop.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        bar.close()
+    trainer.restore(adapter, trainer.best_folder(run.checkpoints))
+    return memory, int(loop.state.num_input_tokens_seen)
+
+
+def through_model(session: Session, cached: object) -> bool:
+    """Whether training runs through the whole model: head only runs on cached features instead."""
+    return session.config.method != "head" or cached is None
+
+
+def _material(
+    session: Session,
+    encoded: Mapping[str, Encoded],
+    cached: Mapping[str, features.Features] | None,
+) -> tuple[nn.Module, dict[str, Any], Callable[..., Any]]:
+    """The model, its examples and their collator."""
+    if through_model(session, cached):
+        return session.model, {k: v.examples for k, v in encoded.items()}, session.collate
+    assert cached is not None
+    head = features.head_of(session.model)
+    assert head is not None
+    data = {split: one.dataset() for split, one in cached.items()}
+    return features.FeatureHead(head), data, features.collate
+
+
+def _metrics(session: Session) -> Callable[[Any], dict[str, float]]:
+    def metrics(given: Any) -> dict[str, float]:
+        outputs = np.asarray(given.predictions, dtype=np.float32)
+        return {session.task.metric: float(session.task.scores(outputs, given.label_ids).mean())}
+
+    return metrics
+
+
+def steps(config: Config, examples: int) -> tuple[int, int]:
+    """Optimizer steps in an epoch, and in the run."""
+    epoch = math.ceil(examples / (config.batch_size * config.gradient_accumulation))
+    return epoch, config.max_steps or math.ceil(config.epochs * epoch)
+
+
+def _arguments(config: Config, run: Run, examples: int, tokens: bool) -> Any:
+    from transformers import TrainingArguments
+
+    epoch, total = steps(config, examples)
+    return TrainingArguments(
+        output_dir=str(run.checkpoints),
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=EVAL_BATCH,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        learning_rate=config.lr or 0.0,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=math.ceil(config.warmup * total),
+        optim="adamw_torch_fused",
+        bf16=config.autocast,
+        use_cpu=hardware.device().type == "cpu",
+        seed=config.seed,
+        eval_strategy="steps",
+        eval_steps=config.eval_every or min(epoch, total),
+        save_strategy="steps",
+        save_steps=config.save_every or max(1, total // _SAVES),
+        save_total_limit=2,
+        logging_steps=max(1, total // _LOGS),
+        logging_nan_inf_filter=False,
+        include_num_input_tokens_seen="non_padding" if tokens else "no",
+        report_to=config.report_to or "none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        label_names=["labels"],
+    )
+
+
+def check_trackers(config: Config) -> None:
+    """Whether every tracker of `--report-to` is installed."""
+    from transformers.integrations import get_available_reporting_integrations
+
+    available = sorted(get_available_reporting_integrations())
+    for name in config.report_to:
+        if name not in available:
+            raise InputError(
+                f"--report-to {name}: no such tracker is installed; installed: "
+                f"{', '.join(available) or 'none'}"
+            )

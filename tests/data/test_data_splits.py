@@ -1,0 +1,155 @@
+"""Splits that are made: their sizes, strata, determinism; what the notes say of all of them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from trimtab.core.errors import InputError
+from trimtab.data import Column, load, read_rows
+from trimtab.data.docstrings import docstrings
+from trimtab.data.rows import Rows
+from trimtab.data.splits import hold_out
+
+
+def parts(splits):
+    return splits.train, splits.validation, splits.test
+
+
+def test_one_file_is_split_80_10_10_in_equal_shares_of_each_label(write, reviews, columns):
+    splits = load(str(write("x.csv", reviews(300))), columns)
+    assert [Counter(part["label"][:]) for part in parts(splits)] == [
+        {"good": 160, "bad": 80},
+        {"good": 20, "bad": 10},
+        {"good": 20, "bad": 10},
+    ]
+    texts = [text for part in parts(splits) for text in part["text"][:]]
+    assert sorted(texts) == sorted(row["text"] for row in reviews(300))
+    assert len(splits.notes) == 1
+    assert (
+        "in equal shares of each label: validation (30 rows) and test (30 rows); seed 0"
+        in (splits.notes[0])
+    )
+
+
+@pytest.mark.parametrize("given_split", ["validation", "test"])
+def test_an_absent_split_is_a_tenth_of_train(given_split, write, reviews, columns):
+    write("data/train.csv", reviews(100))
+    folder = write(f"data/{given_split}.csv", reviews(8, 100)).parent
+    splits = load(str(folder), columns)
+    made = splits.test if given_split == "validation" else splits.validation
+    kept = splits.validation if given_split == "validation" else splits.test
+    assert (len(splits.train), len(made), len(kept)) == (90, 10, 8)
+    assert not set(splits.train["text"][:]) & set(made["text"][:])
+
+
+def test_a_rare_label_is_not_held_out_of_train(write, reviews, columns):
+    rows = [*reviews(40), {"text": "odd", "label": "rare"}]
+    for seed in range(20):
+        splits = load(str(write("x.csv", rows)), columns, seed=seed)
+        assert "rare" in splits.train["label"][:]
+    assert "at random" in splits.notes[0]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.sampled_from("abcd"), min_size=5, max_size=80), st.integers(0, 10**6))
+def test_every_held_out_label_is_in_train_and_no_row_is_lost(labels, seed):
+    numbers = [str(i) for i in range(len(labels))]
+    rows = Rows("x", {"text": numbers, "label": labels}, list(range(len(labels))))
+    # one row of each label stays in train, and there must be enough beside them
+    assume(len(labels) - len(set(labels)) >= 2 * (len(labels) // 10 + 1))
+    made, _ = hold_out(rows, ["validation", "test"], "label", seed)
+    assert sorted(n for part in made.values() for n in part.columns["text"]) == sorted(numbers)
+    assert set(made["train"].columns["label"]) == set(labels)
+    assert len(made["test"]) == len(made["validation"]) == (len(labels) + 5) // 10
+
+
+def test_too_few_rows_to_hold_any_out(write, columns):
+    path = write("x.csv", "text,label\na,x\nb,y\n")
+    with pytest.raises(InputError, match="2 rows, too few to hold some out for validation and te"):
+        load(str(path), columns)
+
+
+def test_the_seed_decides(write, reviews, columns):
+    path = str(write("x.csv", reviews(100)))
+    first, again, other = (load(path, columns, seed=seed) for seed in (1, 1, 2))
+    assert first.test["text"][:] == again.test["text"][:]
+    assert first.test["text"][:] != other.test["text"][:]
+
+
+def test_another_process_makes_the_same_splits(write, reviews, columns):
+    path = str(write("x.csv", reviews(60)))
+    script = (
+        "import json, sys; from trimtab.data import Column, load\n"
+        "from trimtab.data.docstrings import docstrings\n"
+        "columns = Column('text', ()), Column('label', (), kind='label')\n"
+        "both = load(sys.argv[1], columns, seed=5), docstrings(5)\n"
+        "print(json.dumps([s.test.to_dict() for s in both]))"
+    )
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", script, path],
+        env={**os.environ, "PYTHONHASHSEED": "7"},  # here it is another, as a rule a random one
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    here = load(path, columns, seed=5), docstrings(5)
+    assert json.loads(elsewhere.stdout) == [splits.test.to_dict() for splits in here]
+
+
+def test_texts_shared_with_train_are_counted_and_kept(write, reviews, columns):
+    write("data/train.csv", reviews(30))
+    write("data/validation.csv", reviews(5, 30))
+    folder = write("data/test.csv", reviews(10, 26)).parent
+    splits = load(str(folder), columns)
+    assert splits.notes == (
+        "Warning: 4 of the 10 rows of test have the same text as a row of train, "
+        "so its scores flatter.",
+    )
+    assert len(splits.test) == 10
+
+
+class TestColumns:
+    def test_are_found_by_alias_in_any_case(self, write, columns):
+        path = write("x.csv", "ID, Review ,INTENT\n1,fine,yes\n")
+        assert read_rows(path, columns)[0].to_list() == [{"text": "fine", "label": "yes"}]
+
+    def test_the_first_alias_wins(self, write, columns):
+        path = write("x.csv", "title,sentence,label\nno,yes,a\n")
+        assert read_rows(path, columns)[0]["text"][:] == ["yes"]
+
+    def test_the_users_name_wins_and_is_not_taken_twice(self, write, columns):
+        path = write("x.csv", "text,label,intent\na,b,c\n")
+        rows, _ = read_rows(path, columns, names={"text": "label"})
+        assert rows.to_list() == [{"text": "b", "label": "c"}]
+
+    def test_labels_are_stripped_and_texts_are_not(self, write, columns):
+        path = write("x.csv", "text,label\n a , b \n")
+        assert read_rows(path, columns)[0].to_list() == [{"text": " a ", "label": "b"}]
+
+    def test_an_optional_column_may_be_absent_or_empty(self, write, columns):
+        wanted = (*columns, Column("pair", (), required=False))
+        assert read_rows(write("x.csv", "text,label\na,b\n"), wanted)[0].column_names == [
+            "text",
+            "label",
+        ]
+        rows, _ = read_rows(write("y.csv", "text,label,pair\na,b,\n"), wanted)
+        assert rows["pair"][:] == [""]
+
+    def test_an_optional_column_must_be_in_every_split_to_be_used(self, write, reviews, columns):
+        wanted = (*columns, Column("pair", (), required=False))
+        write("data/train.csv", [{**row, "pair": "p"} for row in reviews(30)])
+        folder = write("data/test.csv", reviews(5, 30)).parent
+        assert [part.column_names for part in parts(load(str(folder), wanted))] == [
+            ["text", "label"]
+        ] * 3
+
+    def test_without_a_label_splits_are_random(self, write, reviews, text_only):
+        splits = load(str(write("x.csv", reviews(100))), text_only)
+        assert [len(part) for part in parts(splits)] == [80, 10, 10]
+        assert "at random" in splits.notes[0]

@@ -1,0 +1,99 @@
+"""The layers of the package import one way, and `import trimtab` loads nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import trimtab
+
+ROOT = Path(trimtab.__file__).parent
+LAYERS = [
+    {"core"},
+    {"methods", "match", "adapt"},
+    {"store", "kernels", "quant", "init", "plan"},
+    {"tasks", "data", "tune", "evaluate", "compare", "export", "serve", "combine", "recipes"},
+    {"testing"},
+    {"cli"},
+]
+RANK = {package: rank for rank, layer in enumerate(LAYERS) for package in layer}
+FILES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]
+CORE = {"torch", "jaxtyping", "trimtab"}
+
+
+def package(module: str) -> str:
+    """`trimtab.core.host` -> `core`; the package itself, `trimtab`, -> ``."""
+    return [*module.split("."), ""][1]
+
+
+def imported(source: str) -> Iterator[str]:
+    """Every module that a file names in an import, wherever in the file; types included."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            if node.module == "trimtab":
+                yield from (f"trimtab.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def offences(own: str, modules: Iterator[str]) -> list[str]:
+    """What a file of the package `own` (`trimtab.methods.lora`) may not import."""
+    here, found = package(own), []
+    for module in modules:
+        top, there = module.partition(".")[0], package(module)
+        if top == "trimtab":
+            upward = RANK.get(there, 0 if there == "__version__" else len(RANK)) > RANK[here]
+            sibling = here == there == "methods" and module != own
+            if upward or sibling:
+                found.append(module)
+        elif here == "core" and top not in CORE | sys.stdlib_module_names:
+            found.append(module)
+    return found
+
+
+def name(path: Path) -> str:
+    return ".".join(("trimtab", *path.relative_to(ROOT).with_suffix("").parts))
+
+
+@pytest.mark.parametrize("path", FILES, ids=[name(path) for path in FILES])
+def test_imports_run_one_way(path: Path) -> None:
+    assert package(name(path)) in RANK, "a new package needs its place in LAYERS"
+    assert offences(name(path), imported(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("own", "line", "found"),
+    [
+        ("trimtab.core.host", "import numpy", ["numpy"]),
+        ("trimtab.core.host", "from trimtab.match import sites", ["trimtab.match"]),
+        ("trimtab.core.host", "from trimtab import match", ["trimtab.match"]),
+        ("trimtab.core.host", "import torch.nn, contextlib", []),
+        ("trimtab.methods.lora", "from trimtab.methods.ia3 import IA3", ["trimtab.methods.ia3"]),
+        ("trimtab.methods.lora", "def f():\n import trimtab.tune", ["trimtab.tune"]),
+        ("trimtab.adapt", "from trimtab.methods.whole import Whole", []),
+        ("trimtab.store.hf", "from trimtab.cli import main", ["trimtab.cli"]),
+        ("trimtab.cli.main", "from trimtab.tune import run\nimport typer", []),
+    ],
+)
+def test_the_rule_itself(own: str, line: str, found: list[str]) -> None:
+    assert offences(own, imported(line)) == found
+
+
+def test_importing_trimtab_loads_nothing_heavy() -> None:
+    code = "import sys, trimtab; print(*{name.partition('.')[0] for name in sys.modules})"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    loaded = set(answer.stdout.split())
+    assert {"trimtab", "torch"} <= loaded
+    heavy = {"transformers", "datasets", "accelerate", "sklearn", "pandas", "plotly", "typer"}
+    assert loaded & heavy == set()
