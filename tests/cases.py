@@ -40,7 +40,12 @@ class Architecture:
 def _built(architecture: Architecture) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return architecture.make().eval()
+        model = architecture.make().eval()
+        with torch.no_grad():  # no bias is zero and no gain one, as in a trained model
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.3 * torch.randn(parameter.shape))
+        return model
 
 
 def tokens(*shape: int, seed: int = 0) -> Tensor:

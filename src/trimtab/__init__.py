@@ -1,4 +1,6 @@
-"""Trimtab: parameter-efficient fine-tuning of PyTorch models. This file is the table of contents."""
+"""Trimtab: parameter-efficient fine-tuning of PyTorch models. This file is the table of
+contents.
+"""
 
 from trimtab import kernels as kernels
 from trimtab.adapt import activate as activate

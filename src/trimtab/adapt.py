@@ -39,7 +39,7 @@ def attach(
     Args:
         model: any module; it is changed in place.
         method: what to do at every site, or a plan: target -> method.
-        to: the target, see `match`; left out, the method's own (LoRA: all linear maps but the head).
+        to: the target, see `match`; left out, the method's own (LoRA: all linear maps).
         name: the adapter's name on this model.
         train: modules to train whole beside it, by name, such as a new head.
 
@@ -52,7 +52,9 @@ def attach(
     with _upon_base(model, record_):
         if isinstance(method, Selection):
             if to is not None or train:
-                raise InputError(f"{method.name} chooses its parameters: leave `to` and `train` out")
+                raise InputError(
+                    f"{method.name} chooses its parameters: leave `to` and `train` out"
+                )
             return install(model, record_, select(model, method, name))
         pairs = _pairs(model, method, to, train)
         return place(model, record_, name, [(site, build(model, site, one)) for site, one in pairs])
@@ -78,7 +80,9 @@ def admit(model: nn.Module, name: str) -> Record:
     if not _NAME.fullmatch(name):
         raise InputError(f"an adapter's name has letters, digits, '_' and '-' only, not {name!r}")
     if name in record_.adapters:
-        raise InputError(f"the model already carries an adapter {name!r}: detach it, or choose another")
+        raise InputError(
+            f"the model already carries an adapter {name!r}: detach it, or choose another"
+        )
     if record_.switch.merged:
         raise StateError("the model is merged: unmerge it before attaching another adapter")
     return record_
@@ -128,7 +132,9 @@ def _pairs(
         found = match(model, to or one.targets if target is None else target, one)
         pairs.update({site.name: (site, one) for site in found if site.name not in pairs})
     if len(pairs) == len(whole):
-        raise SiteNotFound("every site that the target names is trained whole: nothing is left for it")
+        raise SiteNotFound(
+            "every site that the target names is trained whole: nothing is left for it"
+        )
     ordered = {site.name: index for index, site in enumerate(sites(model))}
     return sorted(pairs.values(), key=lambda pair: ordered[pair[0].name])
 
@@ -144,7 +150,8 @@ def _trained_whole(model: nn.Module, train: Sequence[str]) -> list[Site]:
         if not holding:
             names = {s.name for s in known} | {s.name.rpartition(".")[2] for s in known}
             raise SiteNotFound(
-                f"no module with parameters matches {name!r}, to be trained whole; {nearest(name, names)}"
+                f"no module with parameters matches {name!r}, to be trained whole; "
+                f"{nearest(name, names)}"
             )
         found += [site for site in holding if site not in found]
     return found
@@ -236,10 +243,11 @@ def _set_trained(adapter: Adapter, *, active: bool) -> None:
 
 
 def detach(model: nn.Module, name: str | None = None, *, keep: bool = False) -> nn.Module:
-    """Remove an adapter (the only one, if no name is given); the rest stay as they are, bit for bit.
+    """Remove an adapter (the only one, if no name is given); the rest stay as they are, bit for
+    bit.
 
-    With the last adapter the model is the base again, gradients asked for as before. `keep=True`, on a
-    merged model, removes every adapter and leaves the merged weights: the model for export.
+    With the last adapter the model is the base again, gradients asked for as before. `keep=True`,
+    on a merged model, removes every adapter and leaves the merged weights: the model for export.
     """
     record_ = record(model)
     model = unwrap(model)
@@ -281,7 +289,8 @@ def _release(model: nn.Module, record_: Record) -> None:
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Write the active adapters into the base's weights; the model then runs at the base's own speed.
+    """Write the active adapters into the base's weights; the model then runs at the base's own
+    speed.
 
     Until `unmerge`, saving the model writes an ordinary checkpoint with the merged weights.
     """

@@ -49,7 +49,9 @@ def table() -> dict[str, dict[str, Any]]:
 
 def _row(method: Method) -> dict[str, Any]:
     selects = isinstance(method, Selection)
-    layers = [kind for kind in KINDS if not selects and _works(method, kind, lambda model, x, y: True)]
+    layers = [
+        kind for kind in KINDS if not selects and _works(method, kind, lambda model, x, y: True)
+    ]
     first = layers[0] if layers else None
     return {
         "paper": method.paper or None,

@@ -38,7 +38,9 @@ _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 
 
 def sites(model: nn.Module) -> list[Site]:
-    """Every module with parameters of its own or a known geometry, with its roles; tied modules once."""
+    """Every module with parameters of its own or a known geometry, with its roles; tied modules
+    once.
+    """
     paths: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -82,9 +84,9 @@ def _place(site: Site) -> set[str]:
 def match(model: nn.Module, target: Target, method: Method) -> list[Site]:
     """The sites that a target names and the method can act on, in the model's order.
 
-    A target is a role (see `ROLES`), a glob over full names (`*.layer.[0-3].*`), a regular expression
-    over full names (`re:…` or a compiled pattern), or a name: a module's full name or the end of it.
-    A list is the union. Raises `SiteNotFound` where one of them finds nothing.
+    A target is a role (see `ROLES`), a glob over full names (`*.layer.[0-3].*`), a regular
+    expression over full names (`re:…` or a compiled pattern), or a name: a module's full name or
+    the end of it. A list is the union. Raises `SiteNotFound` where one of them finds nothing.
     """
     known = sites(model)
     wanted: set[str] = set()

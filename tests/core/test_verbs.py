@@ -171,6 +171,8 @@ def test_a_host_answers_for_its_base() -> None:
     host: Any = model.get_submodule("bert.encoder.layer.0.attention.self.query")
     assert (host.in_features, host.out_features) == (32, 32)
     assert host.weight is query.weight
+    host.weight = nn.Parameter(torch.zeros(32, 32))
+    assert query.weight is host.weight
     host.in_features = 31
     assert query.in_features == 31
     with pytest.raises(AttributeError, match="nonsense"):

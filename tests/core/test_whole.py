@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import trimtab
+from trimtab.adapt import select
 from trimtab.core.method import Method
 
 BERT = cases.by_name("bert")
@@ -113,6 +114,16 @@ def test_a_selection_comes_and_goes(method: Method, architecture: cases.Architec
         assert torch.equal(cases.logits(model, batch), adapted)
     trimtab.detach(model)
     cases.assert_same_state(model, base)
+
+
+def test_a_selection_remembers_the_base_beneath_another() -> None:
+    """As loading meets it: chosen while another's trained values are in place."""
+    model = BERT.model()
+    base = cases.state(model)
+    cases.perturb(trimtab.attach(model, trimtab.Full()))
+    originals = select(model, trimtab.Head(), "second").originals
+    assert set(originals) == {"classifier.weight", "classifier.bias"}
+    assert all(torch.equal(tensor, base[name]) for name, tensor in originals.items())
 
 
 @pytest.mark.parametrize("train", [[], ["classifier"]], ids=["selection", "whole"])

@@ -1,4 +1,4 @@
-"""Law 6, first half: an adapted model copies, pickles, compiles, runs under autocast and in bf16."""
+"""Law 6, first half: an adapted model copies, pickles, compiles; runs in autocast and in bf16."""
 
 from __future__ import annotations
 
@@ -105,6 +105,18 @@ def test_a_bf16_base_has_fp32_masters(method: Method, architecture: cases.Archit
     trained = {id(p) for p in trimtab.parameters(model)}
     rest = {p.dtype for p in model.parameters() if id(p) not in trained}
     assert rest == {torch.bfloat16}
+
+
+@cases.pairs(cases.AFFINE)
+def test_small_steps_move_a_bf16_model(method: Method, architecture: cases.Architecture) -> None:
+    """A factor of 1.003 is one in bf16; used in its own precision it is felt."""
+    model, batch = architecture.model().to(torch.bfloat16), architecture.batch()
+    before = cases.logits(model, batch)
+    adapter = cases.attach(model, method)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(0.003)
+    assert not torch.equal(cases.logits(model, batch), before)
 
 
 @cases.pairs(cases.SITED)

@@ -1,4 +1,6 @@
-"""The program `trimtab` and how its verbs end: 0, or one paragraph and 2 (wrong use) or 1 (failed run)."""
+"""The program `trimtab` and how its verbs end: 0, or one paragraph and 2 (wrong use) or 1 (failed
+run).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ for register in (tune.register, new_data.register, inspect.register, methods.reg
     register(app)
 
 
-# Typer keeps its own copy of click in newer versions: the class is found where its errors inherit it.
+# Newer versions of Typer bring their own copy of click: take the class from what its errors inherit.
 _USAGE = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 

@@ -46,6 +46,8 @@ def _picture(sites: list[Any]) -> None:
     width = max((len(site.name) for site in sites), default=0)
     for site in sites:
         bar = "█" * round(_BAR * site.norm / largest)
-        shapes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in site.shapes.items())
+        shapes = ", ".join(
+            f"{name} {'×'.join(map(str, shape))}" for name, shape in site.shapes.items()
+        )
         shapes = shapes if len(shapes) <= 60 else f"{len(site.shapes)} tensors"
         print(f"  {site.name:<{width}}  {site.norm:8.3f}  {bar:<{_BAR}}  {shapes}")

@@ -27,7 +27,15 @@ def methods(json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
     from rich.table import Table
 
     shown = Table(header_style="bold", pad_edge=False)
-    for name in ("method", "layers", "merges", "stacks", "HF PEFT", f"parameters at {STANDARD}²", "lr"):
+    for name in (
+        "method",
+        "layers",
+        "merges",
+        "stacks",
+        "HF PEFT",
+        f"parameters at {STANDARD}²",
+        "lr",
+    ):
         shown.add_column(name)
     for name, row in rows.items():
         shown.add_row(

@@ -26,11 +26,15 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     run: Annotated[str, typer.Argument(help="The run's folder.")],
-    data: Annotated[str | None, Option(help="A file, or - ; the run's own data if left out.")] = None,
+    data: Annotated[
+        str | None, Option(help="A file, or - ; the run's own data if left out.")
+    ] = None,
     split: Annotated[
         Literal["train", "validation", "test"], Option(help="Of the run's own data.")
     ] = "test",
-    skip_bad_rows: Annotated[bool, Option("--skip-bad-rows", help="Go on without broken rows.")] = False,
+    skip_bad_rows: Annotated[
+        bool, Option("--skip-bad-rows", help="Go on without broken rows.")
+    ] = False,
     json_: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     from trimtab.evaluate.run import evaluate as call
@@ -39,10 +43,16 @@ def evaluate(
     if json_:
         print(json.dumps(result))
         return
-    for name, key in (("adapted", "value"), ("base", "base"), ("gain over base, paired", "gain_over_base")):
+    for name, key in (
+        ("adapted", "value"),
+        ("base", "base"),
+        ("gain over base, paired", "gain_over_base"),
+    ):
         value = result[key]
         interval = f"[{value['low']:.4f}, {value['high']:.4f}]"
-        print(f"{name}: {result['metric']} {value['value']:.4f} {interval} on {value['n']} examples")
+        print(
+            f"{name}: {result['metric']} {value['value']:.4f} {interval} on {value['n']} examples"
+        )
     for note in result["notes"]:
         print(f"note: {note}")
 
@@ -50,7 +60,9 @@ def evaluate(
 def predict(
     run: Annotated[str, typer.Argument(help="The run's folder.")],
     data: Annotated[str, Option(help="A file with a text column, or - for standard input.")] = "-",
-    skip_bad_rows: Annotated[bool, Option("--skip-bad-rows", help="Go on without broken rows.")] = False,
+    skip_bad_rows: Annotated[
+        bool, Option("--skip-bad-rows", help="Go on without broken rows.")
+    ] = False,
     json_: Annotated[bool, Option("--json", help="One JSON list in place of lines.")] = False,
 ) -> None:
     from trimtab.evaluate.run import predict as call

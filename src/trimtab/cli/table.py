@@ -10,38 +10,44 @@ _ROWS = {"base": "base, as loaded", "head": "head only"}
 
 def print_result(metrics: dict[str, Any], out: Path) -> None:
     """The table of base, head only and adapted model; what was noted; where the report lies."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=None, header_style="bold", pad_edge=False)
-    table.add_column("")
-    for name in (metrics["metric"], "95 % interval", "trained", "seconds", "on disk"):
-        table.add_column(name, justify="right")
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in (f"{metrics['metric']}, 95 %", "trained", "seconds", "on disk"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row, name in _ROWS.items():
         if metrics["baselines"].get(row):
-            table.add_row(name, *_interval(metrics["baselines"][row]), "", "", "")
-    share = metrics["trainable"] / metrics["total"]
-    table.add_row(
-        metrics["method"],
-        *_interval(metrics["test"]),
-        f"{metrics['trainable']:,} ({share:.2%})",
-        f"{metrics['train_seconds']:.1f}",
-        _size(metrics["adapter_bytes"]),
-        style="bold",
+            cost = metrics["baseline_costs"][row]
+            cells = _cost(cost["trainable"], metrics["total"], cost["seconds"], cost["bytes"])
+            table.add_row(name, _interval(metrics["baselines"][row]), *cells)
+    cells = _cost(
+        metrics["trainable"], metrics["total"], metrics["train_seconds"], metrics["adapter_bytes"]
     )
-    console = Console(highlight=False)
+    table.add_row(metrics["method"], _interval(metrics["test"]), *cells, style="bold")
+    console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     for row, gain in metrics["gain_over"].items():
         bounds = f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"
         verdict = "" if gain["low"] > 0 or gain["high"] < 0 else ": no difference shown"
-        console.print(f"against {_ROWS[row]}: {gain['value']:+.3f} {bounds}, paired{verdict}", markup=False)
+        console.print(
+            f"against {_ROWS[row]}: {gain['value']:+.3f} {bounds}, paired{verdict}", markup=False
+        )
     for note in metrics["notes"]:
         console.print(f"note: {note}", markup=False)
     console.print(f"report: {out / 'report.html'}   adapter: {out / 'adapter'}", markup=False)
 
 
-def _interval(value: dict[str, Any]) -> tuple[str, str]:
-    return f"{value['value']:.3f}", f"[{value['low']:.3f}, {value['high']:.3f}]"
+def _interval(value: dict[str, Any]) -> str:
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _cost(trainable: int, total: int, seconds: float, size: int) -> tuple[str, str, str]:
+    if not trainable:
+        return "–", "–", "–"
+    return f"{trainable:,} ({trainable / total:.2%})", f"{seconds:.1f}", _size(size)
 
 
 def _size(count: int) -> str:

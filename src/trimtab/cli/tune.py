@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
     app.command("tune", help="Adapt a model to a task.", epilog=_EXAMPLE)(tune)
 
 
-_EXAMPLE = "Example: trimtab tune --model minilm --data reviews.csv --method lora --out runs/reviews"
+_EXAMPLE = (
+    "Example: trimtab tune --model minilm --data reviews.csv --method lora --out runs/reviews"
+)
 
 
 def tune(
@@ -35,18 +37,24 @@ def tune(
     ] = None,
     rank: Annotated[int | None, Option(help="Rank, for methods that have one.")] = None,
     alpha: Annotated[float | None, Option(help="Scale, for methods that have one.")] = None,
-    ranks: Annotated[list[str] | None, Option(help="Rank at a target: query=16. Repeatable.")] = None,
+    ranks: Annotated[
+        list[str] | None, Option(help="Rank at a target: query=16. Repeatable.")
+    ] = None,
     method_arg: Annotated[
         list[str] | None, Option(help="Any hyper-parameter of the method: name=value. Repeatable.")
     ] = None,
     train: Annotated[
         str | None, Option(help="Modules to train whole, comma-separated; a new head always is.")
     ] = None,
-    lr: Annotated[float | None, Option(help="Learning rate; the method's own, if left out.")] = None,
+    lr: Annotated[
+        float | None, Option(help="Learning rate; the method's own, if left out.")
+    ] = None,
     epochs: Annotated[float | None, Option(help="Passes over the training data.")] = None,
     max_steps: Annotated[int | None, Option(help="Optimizer steps, in place of epochs.")] = None,
     batch_size: Annotated[int | None, Option(help="Examples in a batch.")] = None,
-    gradient_accumulation: Annotated[int | None, Option(help="Batches in an optimizer step.")] = None,
+    gradient_accumulation: Annotated[
+        int | None, Option(help="Batches in an optimizer step.")
+    ] = None,
     max_length: Annotated[int | None, Option(help="Tokens of a text at most.")] = None,
     weight_decay: Annotated[float | None, Option(help="AdamW's weight decay.")] = None,
     schedule: Annotated[str | None, Option(help="linear, cosine, constant.")] = None,
@@ -76,7 +84,9 @@ def tune(
         bool | None, Option("--skip-bad-rows", help="Go on without broken rows.")
     ] = None,
     resume: Annotated[bool, Option("--resume", help="Go on with the run in --out.")] = False,
-    json_: Annotated[bool, Option("--json", help="Print metrics as JSON, and no progress.")] = False,
+    json_: Annotated[
+        bool, Option("--json", help="Print metrics as JSON, and no progress.")
+    ] = False,
 ) -> None:
     from trimtab.tune.config import Config, parse, read
 
@@ -103,7 +113,8 @@ def _resume(given: dict[str, Any], values: dict[str, Any], json_: bool) -> None:
     for key, value in given.items():
         if key != "out" and getattr(saved, key) != value:
             raise InputError(
-                f"--{key.replace('_', '-')} {value} contradicts the run in {values['out']}, which has "
+                f"--{key.replace('_', '-')} {value} contradicts the run in {values['out']}, which "
+                "has "
                 f"{getattr(saved, key)}: leave it out, or begin a new run"
             )
     saved.out = values["out"]
@@ -136,7 +147,9 @@ def demo(
     out: Annotated[str, Option(help="The run's folder; made anew.")] = "runs/demo",
     method: Annotated[str, Option(help="A method: see trimtab methods.")] = "lora",
     seed: Annotated[int, Option(help="Everything random follows from it.")] = 0,
-    json_: Annotated[bool, Option("--json", help="Print metrics as JSON, and no progress.")] = False,
+    json_: Annotated[
+        bool, Option("--json", help="Print metrics as JSON, and no progress.")
+    ] = False,
 ) -> None:
     """Adapt MiniLM to tell which package of the standard library a docstring documents."""
     import shutil

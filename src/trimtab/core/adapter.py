@@ -19,8 +19,8 @@ RECORD = "_trimtab"
 class Adapter:
     """What one trains, saves, loads and serves: which method acts at which site.
 
-    `hosts` are the sites' modules by name. A `Selection` has none: `selected` are then the base's own
-    trained parameters, `originals` what they were; the two are exchanged when it is not active
+    `hosts` are the sites' modules by name. A `Selection` has none: `selected` are then the base's
+    own trained parameters, `originals` what they were; the two are exchanged when it is not active
     (`in_place` tells).
     """
 
@@ -66,7 +66,9 @@ class Adapter:
 
 @dataclass
 class Record:
-    """Everything Trimtab knows of one model. It lives on the model, so that copies carry their own."""
+    """Everything Trimtab knows of one model. It lives on the model, so that copies carry their
+    own.
+    """
 
     switch: Switch = field(default_factory=Switch)
     adapters: dict[str, Adapter] = field(default_factory=dict)
@@ -87,7 +89,9 @@ class Record:
         if name is None:
             if len(self.adapters) == 1:
                 return next(iter(self.adapters.values()))
-            raise InputError(f"name one of the {len(self.adapters)} adapters: {sorted(self.adapters)}")
+            raise InputError(
+                f"name one of the {len(self.adapters)} adapters: {sorted(self.adapters)}"
+            )
         if name not in self.adapters:
             raise InputError(f"no adapter is called {name!r}; {nearest(name, self.adapters)}")
         return self.adapters[name]

@@ -12,8 +12,9 @@ from trimtab.core.site import Site
 
 
 class Delta(nn.Module):
-    """One method's parameters at one site. Trained ones are kept in fp32, whatever the base's dtype,
-    and cast down at use, so that small updates are not rounded away."""
+    """One method's parameters at one site. Trained ones are kept in fp32, whatever the base's
+    dtype, and cast down at use, so that small updates are not rounded away.
+    """
 
     def __init__(self, method: Method, site: Site) -> None:
         super().__init__()

@@ -9,8 +9,8 @@ def heads(model: nn.Module) -> list[str]:
     """Names of the head's modules.
 
     In transformers' models that is whatever with parameters lies outside the pre-trained body
-    (`base_model_prefix`), or the output embedding of a model that is its own body (T5). In any other
-    module it is the last linear map, in order of definition.
+    (`base_model_prefix`), or the output embedding of a model that is its own body (T5). In any
+    other module it is the last linear map, in order of definition.
     """
     body = getattr(model, "base_model", None)
     if isinstance(body, nn.Module):

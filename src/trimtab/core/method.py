@@ -16,8 +16,11 @@ from trimtab.core.operator import Operator, linear
 from trimtab.core.registry import register
 from trimtab.core.site import Geometry, Site
 
+
 class Values:
-    """The parameters of one delta as attributes, ready for use: cast to the dtype of the computation."""
+    """The parameters of one delta as attributes, ready for use: cast to the dtype of the
+    computation.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor], training: bool) -> None:
         self.training = training
@@ -43,7 +46,9 @@ class Param:
 
 @dataclass(frozen=True)
 class Names:
-    """How a method appears in HF PEFT's files, as data: type, tensors, and fields of its configuration."""
+    """How a method appears in HF PEFT's files, as data: type, tensors, and fields of its
+    configuration.
+    """
 
     peft_type: str
     tensors: Mapping[str, str]
@@ -82,7 +87,9 @@ class Method(ABC):
         """(W, b) -> (W', b'), W being (out, in): the law as a change of the map."""
 
     def rewrite(self, p: Values, own: dict[str, Tensor], geometry: Geometry) -> dict[str, Tensor]:
-        """The site's own tensors, by name and in the module's layout, under this law: for merging."""
+        """The site's own tensors, by name and in the module's layout, under this law: for
+        merging.
+        """
         weight, bias = self.affine(p, geometry.read(own["weight"]), own.get("bias"))
         changed = {"weight": geometry.store(weight)}
         return {**own, **changed, **({} if bias is None else {"bias": bias})}

@@ -1,4 +1,6 @@
-"""Where an edit acts: one module of the base, seen as a linear map (out, in), or as a gain and bias."""
+"""Where an edit acts: one module of the base, seen as a linear map (out, in), or as a gain and
+bias.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ Kind = Literal["linear", "norm", "other"]
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a module stores its map. A linear map is read as an (out, in) matrix whatever its storage.
+    """How a module stores its map. A linear map is read as an (out, in) matrix whatever its
+    storage.
 
     `transposed` tells that the module keeps (in, out), as transformers' `Conv1D` does.
     A norm has a gain of shape (out,) and `in_features == out_features`.
@@ -35,7 +38,9 @@ class Geometry:
 
 
 def geometry(module: nn.Module) -> Geometry:
-    """Recognise a module by what it offers, so that subclasses and other libraries' layers count."""
+    """Recognise a module by what it offers, so that subclasses and other libraries' layers
+    count.
+    """
     weight = getattr(module, "weight", None)
     if isinstance(weight, Tensor) and not isinstance(module, nn.Bilinear):
         out, inp = getattr(module, "out_features", None), getattr(module, "in_features", None)
@@ -79,7 +84,9 @@ class Site:
         return next(own_tensors(self.module)).device
 
     def __str__(self) -> str:
-        return f"{self.name} ({type(self.module).__name__} {self.out_features} x {self.in_features})"
+        return (
+            f"{self.name} ({type(self.module).__name__} {self.out_features} x {self.in_features})"
+        )
 
 
 def own_tensors(module: nn.Module) -> Iterator[Tensor]:

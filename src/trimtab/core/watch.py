@@ -1,4 +1,6 @@
-"""What is checked while an adapted model runs. Hooks are objects of this module, so that models pickle."""
+"""What is checked while an adapted model runs. Hooks are objects of this module, so that models
+pickle.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,10 @@ class _Check:
     def __call__(self, gradients: Any) -> None:
         if self.switch.version != self.version:
             raise StateError(
-                "the active adapters changed between a forward pass and its backward pass, which would "
-                f"mix their gradients (active now: {self.switch.active}): call backward before activate"
+                "the active adapters changed between a forward pass and its backward pass, which "
+                "would "
+                f"mix their gradients (active now: {self.switch.active}): call backward before "
+                "activate"
             )
 
 
@@ -61,7 +65,8 @@ class NoticeSkipped:
         for site, host in self.hosts.items():
             if host.active():
                 raise StateError(
-                    f"{type(module).__name__} ran without calling {site!r}: it reads the weight itself, so "
+                    f"{type(module).__name__} ran without calling {site!r}: it reads the weight "
+                    "itself, so "
                     "that an adapter there has no effect; choose a target that leaves this site out"
                 )
 
@@ -90,8 +95,9 @@ def _checkpoints(module: nn.Module) -> bool:
 
 
 def contiguous_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """At frozen linear maps that are no site. With a frozen weight, a strided input is not folded into one
-    matrix product: the weight is expanded once per example, a thousand times slower."""
+    """At frozen linear maps that are no site. With a frozen weight, a strided input is not folded
+    into one matrix product: the weight is expanded once per example, a thousand times slower.
+    """
     x = args[0] if args else None
     if isinstance(x, Tensor) and not x.is_contiguous():
         return (x.contiguous(), *args[1:])
@@ -106,7 +112,9 @@ def overlook(parent: nn.Module, host: Host) -> None:
     """A host that is gone is no longer waited for."""
     for hook in list(parent._forward_hooks.values()):
         if isinstance(hook, NoticeSkipped):
-            hook.hosts = {site: waiting for site, waiting in hook.hosts.items() if waiting is not host}
+            hook.hosts = {
+                site: waiting for site, waiting in hook.hosts.items() if waiting is not host
+            }
             if not hook.hosts:
                 drop(parent, hook)
 

@@ -33,8 +33,9 @@ def logits(
     batch_size: int,
     autocast: bool,
 ) -> np.ndarray:
-    """The model's outputs (n, classes) in fp32, in the examples' order. Sort them by length first: the
-    same batches give the same numbers, bit for bit."""
+    """The model's outputs (n, classes) in fp32, in the examples' order. Sort them by length first:
+    the same batches give the same numbers, bit for bit.
+    """
     device = next(model.parameters()).device
     training = model.training
     model.eval()

@@ -27,10 +27,14 @@ def open_run(folder: str) -> Session:
     return session
 
 
-def evaluate(folder: str, data: str | None, split: str, *, skip_bad_rows: bool = False) -> dict[str, Any]:
-    """The metric of a run's adapter, with its interval, and its gain over the base without the adapter.
+def evaluate(
+    folder: str, data: str | None, split: str, *, skip_bad_rows: bool = False
+) -> dict[str, Any]:
+    """The metric of a run's adapter, with its interval, and its gain over the base without the
+    adapter.
 
-    Without `data` the run's own data is read again, and the reported metric comes out again exactly.
+    Without `data` the run's own data is read again, and the reported metric comes out again
+    exactly.
     """
     from trimtab import activate
 
@@ -73,12 +77,19 @@ def predict(folder: str, data: str, *, skip_bad_rows: bool = False) -> list[dict
     session = open_run(folder)
     columns = [column for column in session.task.columns if column.kind == "text"]
     rows, notes = read_rows(
-        data, columns, names=_text_only(column_names(session.config), columns), skip_bad_rows=skip_bad_rows
+        data,
+        columns,
+        names=_text_only(column_names(session.config), columns),
+        skip_bad_rows=skip_bad_rows,
     )
     outputs = session.logits(session.encode(rows, labelled=False))
     shares = torch.softmax(torch.from_numpy(outputs), -1).numpy()
     return [
-        {"text": text, "label": session.labels[int(best)], "probability": round(float(row[best]), 6)}
+        {
+            "text": text,
+            "label": session.labels[int(best)],
+            "probability": round(float(row[best]), 6),
+        }
         for text, row, best in zip(rows["text"], shares, np.argmax(outputs, -1), strict=True)
     ]
 

@@ -4,8 +4,8 @@
     dx = dy W + s (dy B) A,   dA = s (dy B)ᵀ x,   dB = s dyᵀ (x Aᵀ)
 
 What autograd would do beyond this: keep a cast copy of the activations for each of q, k and v, keep
-products of the width of the output, and add in separate passes. Here x is kept once, the rank-r products
-are accumulated into the large ones, and the fp32 masters A and B are cast down.
+products of the width of the output, and add in separate passes. Here x is kept once, the rank-r
+products are accumulated into the large ones, and the fp32 masters A and B are cast down.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Full fine-tuning: every parameter of the base trains. The baseline that every method answers to."""
+"""Full fine-tuning: every parameter of the base trains. The baseline that every method answers
+to.
+"""
 
 from __future__ import annotations
 

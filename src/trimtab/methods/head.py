@@ -1,4 +1,5 @@
-"""Head only: the task head trains on the frozen base's features (a linear probe where it is linear).
+"""Head only: the task head trains on the frozen base's features (a linear probe where it is
+linear).
 
 The baseline that tells what the base's features are worth without adapting them.
 """

@@ -32,7 +32,12 @@ class LoRA(Additive):
     hf: ClassVar[Names | None] = Names(
         peft_type="LORA",
         tensors={"A": "lora_A.weight", "B": "lora_B.weight"},
-        fields={"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora"},
+        fields={
+            "rank": "r",
+            "alpha": "lora_alpha",
+            "dropout": "lora_dropout",
+            "rslora": "use_rslora",
+        },
     )
 
     rank: int = 8

@@ -2,8 +2,8 @@
 
     θ' = φ
 
-φ starts as a copy of all the tensors θ that the module holds; the base keeps its own, so that several
-adapters on one base each have their head.
+φ starts as a copy of all the tensors θ that the module holds; the base keeps its own, so that
+several adapters on one base each have their head.
 """
 
 from __future__ import annotations

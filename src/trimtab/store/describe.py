@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.core.errors import InputError
+from trimtab.core.errors import AdapterMismatch, InputError
 from trimtab.core.method import Additive, Method, Values
-from trimtab.core.registry import build
 from trimtab.store import hf, native
 
 
 @dataclass(frozen=True)
 class SavedSite:
-    """One method at one site: its tensors' shapes, and the Frobenius norm of what it changes: of delta(p)
-    where the law is additive, of the trained tensors otherwise."""
+    """One method at one site: its tensors' shapes, and the Frobenius norm of what it changes: of
+    delta(p) where the law is additive, of the trained tensors otherwise.
+    """
 
     name: str
     method: str
@@ -62,12 +62,15 @@ def _native(folder: Path) -> Saved:
     config, tensors = native.read(folder)
     sites = []
     for entry in config["methods"]:
-        method = build(entry["method"], entry["arguments"])
+        method = native.saved_method(entry["method"], entry["arguments"])
         for name in entry["sites"]:
             prefix = f"{name}.{method.name}." if name else ""
             own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             sites.append(_site(name or "(parameters of the base)", method, own))
-    entries = [{"method": e["method"], **e["arguments"], "sites": len(e["sites"])} for e in config["methods"]]
+    entries = [
+        {"method": e["method"], **e["arguments"], "sites": len(e["sites"])}
+        for e in config["methods"]
+    ]
     base = {key: config["base"].get(key) for key in ("class", "name", "fingerprint")}
     return Saved(folder, "trimtab", config["name"], base, entries, sites, _bytes(folder))
 
@@ -88,8 +91,13 @@ def _site(name: str, method: Method, own: dict[str, Tensor]) -> SavedSite:
     counted = _counted(name, method.name, own)
     if not isinstance(method, Additive):
         return counted
-    with torch.no_grad():
-        norm = float(method.delta(Values(own, training=False)).norm())
+    try:
+        with torch.no_grad():
+            norm = float(method.delta(Values(own, training=False)).norm())
+    except (AttributeError, RuntimeError):
+        raise AdapterMismatch(
+            f"the tensors of {name!r} are not those of {method.name}: {counted.shapes}"
+        ) from None
     return SavedSite(name, method.name, counted.shapes, counted.parameters, norm)
 
 

@@ -1,6 +1,7 @@
 """Which base an adapter was made for: shapes and a few values of every parameter.
 
-Values are compared with bf16's tolerance, so that one base read in bf16, fp16 or fp32 is the same base.
+Values are compared with bf16's tolerance, so that one base read in bf16, fp16 or fp32 is the same
+base.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ _TOLERANCE = 2.0**-7  # one step of bf16
 
 
 def describe(model: nn.Module, replaced: Collection[str], originals: Mapping[str, Tensor]) -> Any:
-    """The base's parameters by name: shape and samples; `replaced` ones (trained whole, and so in the
-    adapter itself) by shape alone. `originals` holds what selected parameters were before training."""
+    """The base's parameters by name: shape and samples; `replaced` ones (trained whole, and so in
+    the adapter itself) by shape alone. `originals` holds what selected parameters were before
+    training.
+    """
     own = {name: p for name, p in model.named_parameters() if ".deltas." not in name}
     return {
         name: {
@@ -51,7 +54,11 @@ def compare(saved: Mapping[str, Any], here: Mapping[str, Any], adapter: str) -> 
     missing = [name for name in saved if name not in here]
     extra = [name for name in here if name not in saved]
     if missing or extra:
-        what = f"it has no {missing[0]!r}" if missing else f"its {extra[0]!r} is unknown to the adapter"
+        what = (
+            f"it has no {missing[0]!r}"
+            if missing
+            else f"its {extra[0]!r} is unknown to the adapter"
+        )
         raise AdapterMismatch(_message(adapter, what))
     for name, one in saved.items():
         if one["shape"] != here[name]["shape"]:
@@ -59,13 +66,16 @@ def compare(saved: Mapping[str, Any], here: Mapping[str, Any], adapter: str) -> 
             raise AdapterMismatch(_message(adapter, what))
     differing = [name for name in saved if not _same(saved[name]["values"], here[name]["values"])]
     if differing:
-        what = f"values differ in {len(differing)} of {len(saved)} parameters, first {differing[0]!r}"
+        what = (
+            f"values differ in {len(differing)} of {len(saved)} parameters, first {differing[0]!r}"
+        )
         raise AdapterMismatch(_message(adapter, what))
 
 
 def _message(adapter: str, what: str) -> str:
     return (
-        f"adapter {adapter!r} was made for another base than this model: {what}; load the model that it "
+        f"adapter {adapter!r} was made for another base than this model: {what}; load the model "
+        "that it "
         "was trained on, or pass force=True to use it here all the same"
     )
 
@@ -75,4 +85,6 @@ def _same(a: list[float] | None, b: list[float] | None) -> bool:
         return True
     if len(a) != len(b):
         return False
-    return all(abs(x - y) <= _TOLERANCE * max(abs(x), abs(y)) + 1e-8 for x, y in zip(a, b, strict=True))
+    return all(
+        abs(x - y) <= _TOLERANCE * max(abs(x), abs(y)) + 1e-8 for x, y in zip(a, b, strict=True)
+    )

@@ -1,6 +1,8 @@
-"""Trimtab's own adapter folder: `adapter.json` (format, version, methods, base) and `adapter.safetensors`.
+"""Trimtab's own adapter folder: `adapter.json` (format, version, methods, base) and
+`adapter.safetensors`.
 
-Tensors are named `site.method.tensor`, or by the parameter itself where the base's own parameters train.
+Tensors are named `site.method.tensor`, or by the parameter itself where the base's own parameters
+train.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from trimtab.store import fingerprint
 from trimtab.store.files import read_json, read_tensors, write_json, write_tensors
 
 VERSION = 1
+_LARGEST = 3.5e38  # no bf16 value lies beyond it
 CONFIG, TENSORS = "adapter.json", "adapter.safetensors"
 
 Pairs = list[tuple[Site, Method]]
@@ -75,11 +78,14 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The folder's configuration, checked, and its tensors."""
     config = read_json(folder / CONFIG)
     where = folder / CONFIG
-    if config.get("format") != "trimtab" or not isinstance(config.get("version"), int):
-        raise InputError(f"{where} is not in Trimtab's format: 'format' and 'version' are not right")
+    if config.get("format") != "trimtab" or not _is_version(config.get("version")):
+        raise InputError(
+            f"{where} is not in Trimtab's format: 'format' and 'version' are not right"
+        )
     if config["version"] > VERSION:
         raise InputError(
-            f"{where} has format version {config['version']}; this Trimtab reads up to {VERSION}: upgrade it"
+            f"{where} has format version {config['version']}; this Trimtab reads up to {VERSION}: "
+            "upgrade it"
         )
     _check(config, {"name": str, "methods": list, "base": dict}, where)
     _check(config["base"], {"parameters": dict, "fingerprint": str}, where)
@@ -89,9 +95,15 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not isinstance(entry, dict):
             raise InputError(f"{where}: every entry of 'methods' must be an object, not {entry!r}")
         _check(entry, {"method": str, "arguments": dict, "sites": list}, where)
-        if not all(isinstance(site, str) for site in entry["sites"]):
+        if not entry["sites"] or not all(isinstance(site, str) for site in entry["sites"]):
             raise InputError(f"{where}: 'sites' must be names")
+    if not config["methods"]:
+        raise InputError(f"{where}: 'methods' is empty: nothing acts anywhere")
     return config, read_tensors(folder / TENSORS)
+
+
+def _is_version(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _check(data: Mapping[str, Any], fields: Mapping[str, type], where: Path) -> None:
@@ -106,7 +118,7 @@ def _check_parameter(name: str, parameter: Any, where: Path) -> None:
     values = parameter.get("values") if good else None
     if good and values is not None:
         good = isinstance(values, list) and all(
-            isinstance(value, int | float) and not isinstance(value, bool) for value in values
+            isinstance(value, int | float) and -_LARGEST <= value <= _LARGEST for value in values
         )
     if not good:
         raise InputError(f"{where}: base parameter {name!r} must have a 'shape' and 'values'")
@@ -115,10 +127,19 @@ def _check_parameter(name: str, parameter: Any, where: Path) -> None:
 def methods(config: Mapping[str, Any]) -> list[tuple[str, Method]]:
     """(site, method) for all sites, from a checked configuration."""
     return [
-        (site, build(entry["method"], entry["arguments"]))
+        (site, method)
         for entry in config["methods"]
+        for method in [saved_method(entry["method"], entry["arguments"])]
         for site in entry["sites"]
     ]
+
+
+def saved_method(name: str, arguments: Mapping[str, Any]) -> Method:
+    """A method with hyper-parameters from a file, in which a number may be anything."""
+    for key, value in arguments.items():
+        if isinstance(value, int | float) and not -_LARGEST <= value <= _LARGEST:
+            raise InputError(f"{name}: {key} must be a finite number, not {value!r:.40}")
+    return build(name, arguments)
 
 
 def locate(named: list[tuple[str, Method]], known: Mapping[str, Site], adapter: str) -> Pairs:
@@ -128,10 +149,13 @@ def locate(named: list[tuple[str, Method]], known: Mapping[str, Site], adapter: 
         site = known.get(name)
         if site is None:
             raise AdapterMismatch(
-                f"adapter {adapter!r} has the site {name!r}, which this model has not; {nearest(name, known)}"
+                f"adapter {adapter!r} has the site {name!r}, which this model has not; "
+                f"{nearest(name, known)}"
             )
         reason = method.accepts(site)
         if reason:
-            raise AdapterMismatch(f"adapter {adapter!r}: {method.name} cannot act at {name!r}: {reason}")
+            raise AdapterMismatch(
+                f"adapter {adapter!r}: {method.name} cannot act at {name!r}: {reason}"
+            )
         pairs.append((site, method))
     return pairs

@@ -18,6 +18,8 @@ from trimtab.core.site import Site
 from trimtab.match import sites
 from trimtab.store import fingerprint, hf, native
 
+_FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+
 
 def save(
     model: nn.Module, folder: str | Path, *, name: str | None = None, format: str = "trimtab"
@@ -56,8 +58,8 @@ def load(
         force: use it even though the model differs from the one it was made for.
 
     Raises:
-        AdapterMismatch: another base; a missing, extra or misshapen tensor; a site the model has not.
-        InputError: files that are missing, broken or of a newer format. The model is then as it was.
+        AdapterMismatch: another base; a missing, extra or misshapen tensor; an unknown site.
+        InputError: files that are missing, broken or of a newer format. The model stays as it was.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -67,7 +69,9 @@ def load(
     elif (folder / hf.CONFIG).exists():
         adapter = _load_hf(model, folder, name)
     else:
-        raise InputError(f"{folder} holds no adapter: neither {native.CONFIG} nor {hf.CONFIG} is there")
+        raise InputError(
+            f"{folder} holds no adapter: neither {native.CONFIG} nor {hf.CONFIG} is there"
+        )
     adapter.trainable = trainable
     for parameter in adapter.parameters():
         parameter.requires_grad_(trainable)
@@ -79,16 +83,14 @@ def _load_native(model: nn.Module, folder: Path, name: str | None, force: bool) 
     name = name or config["name"]
     record_ = admit(model, name)
     named = native.methods(config)
-    if len(named) == 1 and isinstance(named[0][1], Selection):
+    if len(named) == 1 and isinstance(named[0][1], Selection) and named[0][0] == "":
         adapter = select(model, named[0][1], name)
         _check_keys(adapter.selected, tensors, name)
         _check_base(model, native.replaced((), adapter.selected), config, name, force)
-        with torch.no_grad():
-            for key, parameter in adapter.selected.items():
-                parameter.copy_(tensors[key])
+        # not in place yet: activating exchanges them, after what is active now has been taken out
+        adapter.originals, adapter.in_place = {key: tensors[key] for key in adapter.selected}, False
         return install(model, record_, adapter)
-    deltas = _build(model, native.locate(named, _known(model), name))
-    _fill(deltas, tensors, name)
+    deltas = _build(model, native.locate(named, _known(model), name), tensors, name)
     own = native.replaced((site.name, delta) for site, delta in deltas)
     _check_base(model, own, config, name, force)
     return place(model, record_, name, deltas)
@@ -99,32 +101,42 @@ def _load_hf(model: nn.Module, folder: Path, name: str | None) -> Adapter:
     name = name or "default"
     record_ = admit(model, name)
     pairs, renamed = hf.interpret(config, tensors, model, _known(model), name)
-    deltas = _build(model, pairs)
-    _fill(deltas, renamed, name)
-    return place(model, record_, name, deltas)
+    return place(model, record_, name, _build(model, pairs, renamed, name))
 
 
 def _known(model: nn.Module) -> dict[str, Site]:
     return {path: site for site in sites(model) for path in site.paths}
 
 
-def _build(model: nn.Module, pairs: native.Pairs) -> list[tuple[Site, Delta]]:
-    """Fresh deltas to be filled; the caller's random numbers are not drawn upon."""
+def _build(
+    model: nn.Module, pairs: native.Pairs, tensors: Mapping[str, Tensor], adapter: str
+) -> list[tuple[Site, Delta]]:
+    """Deltas with the file's tensors, after every key and shape has been checked; the caller's
+    random numbers are not drawn upon.
+    """
     with torch.random.fork_rng():
-        return [(site, build(model, site, method)) for site, method in pairs]
-
-
-def _fill(deltas: list[tuple[Site, Delta]], tensors: Mapping[str, Tensor], adapter: str) -> None:
-    """Copy the file's tensors into the deltas, after every key and shape has been checked."""
-    wanted = {
-        f"{site.name}.{delta.method.name}.{key}": tensor
-        for site, delta in deltas
-        for key, tensor in delta.tensors().items()
-    }
-    _check_keys(wanted, tensors, adapter)
+        _check_keys(_shapes(pairs, adapter), tensors, adapter)
+        deltas = [(site, build(model, site, method)) for site, method in pairs]
     with torch.no_grad():
-        for key, tensor in wanted.items():
-            tensor.copy_(tensors[key])
+        for site, delta in deltas:
+            for key, tensor in delta.tensors().items():
+                tensor.copy_(tensors[f"{site.name}.{delta.method.name}.{key}"])
+    return deltas
+
+
+def _shapes(pairs: native.Pairs, adapter: str) -> dict[str, Tensor]:
+    """What the methods will hold, without its memory: a file can ask for any rank."""
+    wanted = {}
+    for site, method in pairs:
+        try:
+            with torch.device("meta"):
+                params = method.init(site)
+        except (RuntimeError, TypeError, OverflowError):
+            raise AdapterMismatch(
+                f"adapter {adapter!r}: {method} cannot be built at {site.name!r}"
+            ) from None
+        wanted |= {f"{site.name}.{method.name}.{key}": one.value for key, one in params.items()}
+    return wanted
 
 
 def _check_keys(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], adapter: str) -> None:
@@ -136,11 +148,17 @@ def _check_keys(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], adapt
                 f"adapter {adapter!r}: {key!r} has shape {tuple(found[key].shape)}, and must have "
                 f"{tuple(wanted[key].shape)} here"
             )
-        if not found[key].is_floating_point() == wanted[key].is_floating_point():
+        if found[key].dtype not in (
+            _FLOATS if wanted[key].is_floating_point() else {wanted[key].dtype}
+        ):
             raise AdapterMismatch(f"adapter {adapter!r}: {key!r} has dtype {found[key].dtype}")
+        if not found[key].to(wanted[key].dtype).isfinite().all():
+            raise AdapterMismatch(f"adapter {adapter!r}: {key!r} holds values that are not finite")
     for key in found:
         if key not in wanted:
-            raise AdapterMismatch(f"adapter {adapter!r} has a tensor {key!r} that belongs to no site")
+            raise AdapterMismatch(
+                f"adapter {adapter!r} has a tensor {key!r} that belongs to no site"
+            )
 
 
 def _check_base(

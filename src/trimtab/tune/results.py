@@ -74,6 +74,7 @@ def _metrics(
             row: intervals[row]["test"].as_dict() if row in intervals else None for row in _NAMES
         },
         "gain_over": {row: interval.as_dict() for row, interval in differences.items()},
+        "baseline_costs": _baseline_costs(work),
         "trainable": counted.trainable,
         "total": counted.total,
         "adapter_bytes": folder_bytes(work.run.adapter),
@@ -90,6 +91,19 @@ def _metrics(
     }
 
 
+def _baseline_costs(work: Work) -> dict[str, dict[str, float]]:
+    """What the baselines took: trained parameters, seconds, bytes to keep."""
+    costs = {"base": {"trainable": 0, "seconds": 0.0, "bytes": 0}}
+    if work.probed is not None:
+        tensors = list(work.probed.parameters())
+        costs["head"] = {
+            "trainable": sum(t.numel() for t in tensors),
+            "seconds": round(work.probe_seconds, 3),
+            "bytes": sum(t.numel() * t.element_size() for t in tensors),
+        }
+    return costs
+
+
 def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
@@ -104,7 +118,7 @@ def _report(
     reference = "head" if "head" in intervals else "base"
     gained, lost = _changes(work, reference)
     log = read_log(work.run.log)
-    rows = _rows(work, metrics, intervals, differences)
+    rows = _rows(metrics, intervals, differences)
     metric = session.task.metric
     return Report(
         title=f"{session.config.method} on {Path(session.config.data).name}",
@@ -139,20 +153,19 @@ def _report(
 
 
 def _rows(
-    work: Work,
     metrics: dict[str, Any],
     intervals: dict[str, dict[str, Interval]],
     differences: dict[str, Interval],
 ) -> list[Row]:
-    head = sum(p.numel() for p in work.probed.parameters()) if work.probed is not None else 0
+    costs = metrics["baseline_costs"]
     rows = [
         Row(
             _NAMES[row],
             intervals[row]["validation"],
             intervals[row]["test"],
-            trainable=head if row == "head" else 0,
-            seconds=None,
-            bytes=None,
+            trainable=int(costs[row]["trainable"]),
+            seconds=costs[row]["seconds"] or None,
+            bytes=int(costs[row]["bytes"]) or None,
             difference=differences[row],
         )
         for row in _NAMES
@@ -170,7 +183,9 @@ def _rows(
 
 
 def _changes(work: Work, reference: str) -> tuple[list[Change], list[Change]]:
-    """Test examples that the adapted model gets right and the reference wrong, and the other way."""
+    """Test examples that the adapted model gets right and the reference wrong, and the other
+    way.
+    """
     labels, rows = work.session.labels, work.splits.test
     before, after = _scores(work, reference, "test"), _scores(work, "adapted", "test")
     old, new = (work.outputs[row]["test"].argmax(-1) for row in (reference, "adapted"))

@@ -50,6 +50,7 @@ class Work:
     outputs: dict[str, dict[str, np.ndarray]]  # row of the table -> split -> logits
     cached: dict[str, features.Features] | None = None
     probed: nn.Module | None = None  # the head trained alone
+    probe_seconds: float = 0.0
 
 
 def tune(config: Config, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -104,14 +105,15 @@ def _labels(config: Config, splits: Splits) -> list[str]:
     labels = lookup(config.task).labels(splits.train)
     if config.labels is not None and config.labels != labels:
         raise InputError(
-            f"the data's labels {labels} are not those of the run ({config.labels}): the data changed"
+            f"the data's labels {labels} are not those of the run ({config.labels}): the data "
+            "changed"
         )
     return labels
 
 
 def _baselines(work: Work) -> None:
     """What the base is worth as it was loaded, and with nothing but its head trained."""
-    session = work.session
+    session, began = work.session, time.perf_counter()
     work.cached = {}
     for split in SPLITS:
         found = features.extract(
@@ -122,7 +124,9 @@ def _baselines(work: Work) -> None:
             autocast=session.config.autocast,
         )
         if found is None:
-            session.notes.append("head only was not measured: the head takes more than one vector a text")
+            session.notes.append(
+                "head only was not measured: the head takes more than one vector a text"
+            )
             work.cached = None
             work.outputs["base"] = {s: session.logits(work.encoded[s]) for s in SPLITS[1:]}
             return
@@ -132,12 +136,14 @@ def _baselines(work: Work) -> None:
     held_out = [work.cached[split] for split in SPLITS[1:]]
     _keep(work, "base", [features.apply(head, split) for split in held_out])
     work.probed = features.probe(head, work.cached["train"], held_out[0], session.config.seed)
+    work.probe_seconds = time.perf_counter() - began
     _keep(work, "head", [features.apply(work.probed, split) for split in held_out])
 
 
 def _keep(work: Work, row: str, outputs: Sequence[np.ndarray]) -> None:
     work.outputs[row] = {
-        split: work.encoded[split].restore(one) for split, one in zip(SPLITS[1:], outputs, strict=True)
+        split: work.encoded[split].restore(one)
+        for split, one in zip(SPLITS[1:], outputs, strict=True)
     }
 
 
@@ -166,8 +172,9 @@ def _attach(work: Work) -> Adapter:
 
 @torch.no_grad()
 def _start_from_probe(adapter: Adapter, head: str, probed: nn.Module) -> None:
-    """A new head starts where training it alone has brought it, rather than at random: the adapter then
-    need not move the features to suit a random head (Kumar et al. 2022, arXiv:2202.10054)."""
+    """A new head starts where training it alone has brought it, rather than at random: the adapter
+    then need not move the features to suit a random head (Kumar et al. 2022, arXiv:2202.10054).
+    """
     own = adapter.tensors()
     for name, tensor in probed.state_dict().items():
         module, _, leaf = f"{head}.{name}".rpartition(".")
@@ -181,7 +188,9 @@ def _trained_whole(session: Session) -> list[str]:
     if session.config.selects:
         return list(session.config.train or [])
     holding = {name.rpartition(".")[0] for name in session.fresh}
-    tops = [top for top in heads(session.model) if any(f"{h}.".startswith(f"{top}.") for h in holding)]
+    tops = [
+        top for top in heads(session.model) if any(f"{h}.".startswith(f"{top}.") for h in holding)
+    ]
     rest = [h for h in sorted(holding) if not any(f"{h}.".startswith(f"{top}.") for top in tops)]
     whole = list(dict.fromkeys([*(session.config.train or []), *tops, *rest]))
     session.config.train = whole

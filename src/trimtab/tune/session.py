@@ -24,7 +24,9 @@ _LONG = 0.05  # share of truncated texts from which a warning is due
 
 @dataclass
 class Session:
-    """Everything a run works on. `fresh` names the parameters that no checkpoint filled (a new head)."""
+    """Everything a run works on. `fresh` names the parameters that no checkpoint filled (a new
+    head).
+    """
 
     config: Config
     task: TextClassification
@@ -127,7 +129,9 @@ def choose_attention(session: Session, step: Callable[[], object]) -> None:
 
 
 def settle_length(session: Session, rows: Any) -> None:
-    """The maximum length in tokens: the longest text of the training data, within the model's limit."""
+    """The maximum length in tokens: the longest text of the training data, within the model's
+    limit.
+    """
     limit = session.task.limit(session.model, session.tokenizer)
     config = session.config
     if config.max_length is not None and config.max_length > limit:

@@ -40,7 +40,9 @@ class Memory:
 
 
 class Best(TrainerCallback):
-    """Keeps the adapter of the best validation metric, and stops when none better has come for long."""
+    """Keeps the adapter of the best validation metric, and stops when none better has come for
+    long.
+    """
 
     def __init__(self, memory: Memory, adapter: Adapter, metric: str, patience: int | None) -> None:
         self.memory, self.adapter, self.metric, self.patience = memory, adapter, metric, patience
@@ -57,7 +59,11 @@ class Best(TrainerCallback):
     ) -> None:
         value = metrics[f"eval_{self.metric}"]
         if value > self.memory.best:
-            self.memory.best, self.memory.best_step, self.memory.waited = value, state.global_step, 0
+            self.memory.best, self.memory.best_step, self.memory.waited = (
+                value,
+                state.global_step,
+                0,
+            )
             write_tensors(best_folder(args.output_dir) / TENSORS, self.adapter.tensors())
         else:
             self.memory.waited += 1
@@ -73,8 +79,9 @@ def best_folder(checkpoints: str | Path) -> Path:
 
 
 class LengthGroups(Sampler[int]):
-    """Batches of like lengths in random order, drawn anew each epoch from (seed, epoch) alone, so that
-    a resumed run meets the same batches as one that was never stopped."""
+    """Batches of like lengths in random order, drawn anew each epoch from (seed, epoch) alone, so
+    that a resumed run meets the same batches as one that was never stopped.
+    """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
@@ -87,14 +94,14 @@ class LengthGroups(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        return iter(
-            get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
-        )
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
 class AdapterTrainer(Trainer):
-    """Trains one adapter. Checkpoints hold the adapter, the optimizer and the state, never the base;
-    one counts from the moment its marker is written, so that a killed process leaves the last whole one."""
+    """Trains one adapter. Checkpoints hold the adapter, the optimizer and the state, never the
+    base; one counts from the moment its marker is written, so that a killed process leaves the last
+    whole one.
+    """
 
     def __init__(
         self, *args: Any, adapter: Adapter, task: Any, memory: Memory, **kwargs: Any
@@ -119,7 +126,8 @@ class AdapterTrainer(Trainer):
 
     def diverged(self, loss: float) -> TrimtabError:
         return TrimtabError(
-            f"training diverged: the loss is {loss} at step {self.state.global_step + 1} with learning "
+            f"training diverged: the loss is {loss} at step {self.state.global_step + 1} with "
+            "learning "
             f"rate {self.args.learning_rate:g}. Start again with a lower --lr (a third, say); the "
             "checkpoints written before are whole"
         )
@@ -138,7 +146,8 @@ class AdapterTrainer(Trainer):
         except (OSError, RuntimeError, TrimtabError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise TrimtabError(
-                f"the checkpoint at step {self.state.global_step} cannot be written: {error}. Make room, "
+                f"the checkpoint at step {self.state.global_step} cannot be written: {error}. "
+                "Make room, "
                 "then go on with --resume; the checkpoint before it is whole"
             ) from None
 

@@ -30,8 +30,9 @@ def train(
     cached: Mapping[str, features.Features] | None,
     quiet: bool,
 ) -> tuple[Any, int]:
-    """Train to the end, from the last checkpoint if there is one; the adapter is then that of the best
-    validation metric. Returns the run's memory and the number of tokens trained on."""
+    """Train to the end, from the last checkpoint if there is one; the adapter is then that of the
+    best validation metric. Returns the run's memory and the number of tokens trained on.
+    """
     from transformers import PrinterCallback
 
     from trimtab.tune import progress, trainer
@@ -41,7 +42,9 @@ def train(
     model, data, collate = _material(session, encoded, cached)
     bar = progress.Bar(session.task.metric, quiet)
     best = trainer.Best(memory, adapter, session.task.metric, session.config.patience)
-    arguments = _arguments(session.config, run, len(data["train"]), tokens=through_model(session, cached))
+    arguments = _arguments(
+        session.config, run, len(data["train"]), tokens=through_model(session, cached)
+    )
     loop = trainer.AdapterTrainer(
         model,
         arguments,

@@ -1,0 +1,169 @@
+"""How long the same training takes here and through HF PEFT: alternating, by wall clock, with
+accuracies.
+
+    python benchmarks/speed.py [--data FOLDER] [--rounds 3]
+
+The work: MiniLM-L6, LoRA of rank 8 on all linear maps and a new head, one epoch, batch 32. Peer A
+is HF PEFT as its guides show it, peer B the same library tuned (`peers/hf_peft.py`). Each round
+runs all three with its own seed, one process each; medians over rounds are compared. Seconds are
+those of the training loop. Writes results/speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "speed.json"
+CONTESTANTS = ("trimtab", "peer_b", "peer_a")
+NAMES = {
+    "trimtab": "Trimtab",
+    "peer_a": "A: HF PEFT as its guides show it",
+    "peer_b": "B: HF PEFT, tuned",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument(
+        "--data", type=Path, default=HERE.parent.parent / "shared/data/rotten_tomatoes"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    if not (options.data / "train.tsv").exists():
+        print(f"no data: {options.data.name} has no train.tsv; name a folder with --data")
+        sys.exit(2)
+    rounds = []
+    for seed in range(options.rounds):
+        rounds.append({one: contest(one, options.data, seed) for one in CONTESTANTS})
+        for one in CONTESTANTS:
+            taken = rounds[-1][one]
+            print(
+                f"round {seed + 1}  {NAMES[one]:<34} {taken['seconds']:7.1f} s  "
+                f"{taken['accuracy']:.4f}"
+            )
+    result = conclude(rounds, options.data)
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
+    for peer, ratio in result["ratios"].items():
+        print(f"{ratio:.2f} times as fast as {NAMES[peer]}")
+
+
+def contest(one: str, data: Path, seed: int) -> dict[str, Any]:
+    if one == "trimtab":
+        return trimtab(data, seed)
+    tuned = ["--tuned"] if one == "peer_b" else []
+    command = [str(HERE / "peers" / "hf_peft.py"), "--data", str(data), "--seed", str(seed), *tuned]
+    return json.loads(output(command).splitlines()[-1])
+
+
+def trimtab(data: Path, seed: int) -> dict[str, Any]:
+    """The command line itself; a random head, as the peers have it, and no checkpoints while it
+    trains.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        run = str(Path(folder) / "run")
+        command = [
+            "-m",
+            "trimtab",
+            "tune",
+            "--model",
+            "minilm",
+            "--data",
+            str(data),
+            "--out",
+            run,
+            "--json",
+        ]
+        command += [
+            "--method",
+            "lora",
+            "--rank",
+            "8",
+            "--alpha",
+            "16",
+            "--lr",
+            "1e-3",
+            "--epochs",
+            "1",
+        ]
+        command += [
+            "--batch-size",
+            "32",
+            "--max-length",
+            "128",
+            "--warmup",
+            "0.075",
+            "--seed",
+            str(seed),
+        ]
+        metrics = json.loads(output([*command, "--no-probe-first", "--save-every", "100000"]))
+        found = output(["-m", "trimtab", "predict", run, "--data", str(data / "test.tsv")])
+        labels = [line.split("\t")[1] for line in lines(data / "test.tsv")[1:]]
+        chosen = [json.loads(line)["label"] for line in found.splitlines()]
+    right = [int(a == b) for a, b in zip(chosen, labels, strict=True)]
+    return {
+        "seconds": metrics["train_seconds"],
+        "accuracy": sum(right) / len(right),
+        "right": right,
+        "trainable": metrics["trainable"],
+        "peak_memory_bytes": metrics["peak_memory_bytes"],
+        "wall_seconds": metrics["wall_seconds"],
+    }
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf8").splitlines()
+
+
+def output(command: list[str]) -> str:
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return done.stdout.strip()
+
+
+def conclude(rounds: list[dict[str, Any]], data: Path) -> dict[str, Any]:
+    from trimtab.evaluate.bootstrap import mean_interval, paired_mean
+    from trimtab.tune import hardware
+
+    def pooled(one: str) -> list[int]:
+        return [right for turn in rounds for right in turn[one]["right"]]
+
+    median = {
+        one: statistics.median(turn[one]["seconds"] for turn in rounds) for one in CONTESTANTS
+    }
+    peers = [one for one in CONTESTANTS if one != "trimtab"]
+    return {
+        "work": "MiniLM-L6, LoRA rank 8 on all linear maps, 1 epoch, batch 32, max length 128",
+        "data": data.name,
+        "rounds": [
+            {one: {k: v for k, v in turn[one].items() if k != "right"} for one in CONTESTANTS}
+            for turn in rounds
+        ],
+        "median_seconds": median,
+        "ratios": {peer: round(median[peer] / median["trimtab"], 3) for peer in peers},
+        "accuracy": {one: mean_interval(pooled(one)).as_dict() for one in CONTESTANTS},
+        "accuracy_difference": {
+            peer: paired_mean(pooled("trimtab"), pooled(peer)).as_dict() for peer in peers
+        },
+        "hardware": hardware.facts(),
+        "versions": {**hardware.versions(), "peft": _version("peft")},
+    }
+
+
+def _version(name: str) -> str:
+    from importlib import metadata
+
+    return metadata.version(name)
+
+
+if __name__ == "__main__":
+    main()
