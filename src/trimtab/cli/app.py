@@ -27,7 +27,7 @@ for register in (tune.register, new_data.register, inspect.register, methods.reg
     register(app)
 
 
-# Newer versions of Typer bring their own copy of click: take the class from what its errors inherit.
+# Newer versions of Typer bring their own click: take the class from what its errors inherit.
 _USAGE = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 

@@ -14,7 +14,7 @@ Option = typer.Option
 def register(app: typer.Typer) -> None:
     app.command(
         "eval",
-        help="A trained adapter's quality, with its interval: on the run's own data, or on new data.",
+        help="A trained adapter's quality, with its interval, on the run's data or on new data.",
         epilog="Example: trimtab eval runs/reviews --data new.csv",
     )(evaluate)
     app.command(

@@ -35,7 +35,7 @@ class Base(Operator):
         self.module, self.geometry = module, geometry
 
     def __call__(self, x: Tensor) -> Tensor:
-        # With a strided input a frozen weight is expanded once per example: see watch.contiguous_input.
+        # Under a strided input a frozen weight is expanded: see `watch.contiguous_input`.
         return self.module(x if x.is_contiguous() else x.contiguous())
 
     @property

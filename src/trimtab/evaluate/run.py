@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def predict(folder: str, data: str, *, skip_bad_rows: bool = False) -> list[dict
         names=_text_only(column_names(session.config), columns),
         skip_bad_rows=skip_bad_rows,
     )
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     outputs = session.logits(session.encode(rows, labelled=False))
     shares = torch.softmax(torch.from_numpy(outputs), -1).numpy()
     return [
