@@ -17,6 +17,7 @@ def three(architecture: cases.Architecture, method: Method) -> nn.Module:
     """The method twice, with other values, and a LoRA between."""
     model = architecture.model()
     for seed, (name, one) in enumerate([("a", method), ("b", LORA), ("c", method)]):
+        torch.manual_seed(0)
         cases.perturb(cases.attach(model, one, name=name), seed=seed + 1)
     return model
 

@@ -40,7 +40,11 @@ _SITES = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("modules_to_save", "feedforward_modules", "rank_pattern", "alpha_pattern"),
 }
-_AT_START_ONLY = {"init_lora_weights": {True, "gaussian", "orthogonal"}, "init_ia3_weights": {True}}
+_AT_START_ONLY = {
+    "init_lora_weights": {True, "gaussian", "orthogonal"},
+    "init_ia3_weights": {True},
+    "init_weights": {True},
+}
 _TASKS = {
     "ForSequenceClassification": "SEQ_CLS",
     "ForTokenClassification": "TOKEN_CLS",
@@ -168,7 +172,7 @@ def _layer_patterns(config: Mapping[str, Any]) -> list[str]:
 def _refuse_unknown(config: Mapping[str, Any], cls: type[Method], names: Names) -> None:
     understood = _HARMLESS | _SITES | set(names.fields.values())
     for field, value in config.items():
-        off = value is None or value is False or value in ("", "none") or value == [] or value == {}
+        off = value in (None, False, 0, "", "none") or value == [] or value == {}
         at_start = field in _AT_START_ONLY and any(value == one for one in _AT_START_ONLY[field])
         if field not in understood and not off and not at_start:
             raise InputError(
