@@ -22,6 +22,7 @@ from trimtab.methods.bitfit import BitFit as BitFit
 from trimtab.methods.full import Full as Full
 from trimtab.methods.head import Head as Head
 from trimtab.methods.ia3 import IA3 as IA3
+from trimtab.methods.loha import LoHa as LoHa
 from trimtab.methods.lora import LoRA as LoRA
 from trimtab.methods.whole import Whole as Whole
 from trimtab.store import load as load
