@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -25,16 +26,15 @@ FILES = {
     "peft": ("adapter_config.json", "adapter_model.safetensors"),
 }
 bounded = settings(
-    max_examples=100,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
-words = st.sampled_from(
-    ["", "lora", "ia3", "full", "whole", "LORA", "IA3", "all-linear", "query", "../x", "(", ".*"]
-    + ["bert.pooler.dense", "classifier", "bert.embeddings.LayerNorm", "none", "\ud800"]
-)
+NAMES = ["", "lora", "ia3", "full", "whole", "LORA", "IA3", "all-linear", "query", "classifier"]
+STRANGE = ["../x", "(", ".*", "bert.pooler.dense", "bert.embeddings.LayerNorm", "none", "\ud800"]
+words = st.sampled_from([*NAMES, *STRANGE])
 numbers = st.one_of(
     st.integers(-3, 40),
     st.sampled_from([2**31, 2**63, 10**40, 10**400, 1e308, 1e999, -1e999, 1e-300, 0.5, -0.0]),
@@ -60,8 +60,7 @@ def loads_or_is_refused(folder: Path) -> None:
     before = cases.logits(model, batch)
     try:
         trimtab.load(model, folder, name="fuzzed", trainable=True)
-    except trimtab.TrimtabError as error:
-        assert str(error)
+    except trimtab.TrimtabError:
         assert not carries(model)
         assert cases.logits(model, batch).equal(before)
         return
@@ -73,17 +72,16 @@ def loads_or_is_refused(folder: Path) -> None:
 
 
 def describes_or_is_refused(folder: Path) -> None:
-    try:
+    with contextlib.suppress(trimtab.TrimtabError):
         assert describe(folder).sites
-    except trimtab.TrimtabError as error:
-        assert str(error)
 
 
 def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The path of every value within JSON data, but the base's long list of parameters."""
-    inner = data.items() if isinstance(data, dict) else enumerate(data)
+    inner = {**data} if isinstance(data, dict) else {}
+    inner |= dict(enumerate(data)) if isinstance(data, list) else {}
     found = [path]
-    for key, value in inner if isinstance(data, dict | list) else ():
+    for key, value in inner.items():
         found += places(value, (*path, key)) if key != "parameters" else [(*path, key)]
     return found
 

@@ -5,6 +5,7 @@ run).
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,7 @@ def main() -> None:
 def run(call: Callable[[], Any]) -> int:
     try:
         outcome = call()
+        sys.stdout.flush()
         return outcome if isinstance(outcome, int) else 0
     except TrimtabError as error:
         return _fail(str(error), error.exit_code)
@@ -54,8 +56,8 @@ def run(call: Callable[[], Any]) -> int:
         return _fail(message, 2)
     except KeyboardInterrupt:
         return _fail("stopped; a run goes on with trimtab tune --resume --out its folder", 130)
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader has gone; the interpreter would write to it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)

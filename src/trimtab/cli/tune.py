@@ -14,7 +14,11 @@ Option = typer.Option
 
 
 def register(app: typer.Typer) -> None:
-    app.command("demo", help="Run the main job on the embedded model and data, offline.")(demo)
+    app.command(
+        "demo",
+        help="Run the main job on the embedded model and data, offline.",
+        epilog="Example: trimtab demo --out runs/demo",
+    )(demo)
     app.command("tune", help="Adapt a model to a task.", epilog=_EXAMPLE)(tune)
 
 
@@ -96,28 +100,32 @@ def tune(
         if key in given:
             given[key] = dict(_assignment(one, key) for one in given[key])
     values = {**(read(file) if file else {}), **given}
+    where = str(file) if file else "trimtab tune"
     if resume:
-        _resume(given, values, json_)
+        _resume(values, where, json_)
         return
-    config = parse(values, str(file) if file else "trimtab tune")
-    _run(config, resume=False, json_=json_)
+    _run(parse(values, where), resume=False, json_=json_)
 
 
-def _resume(given: dict[str, Any], values: dict[str, Any], json_: bool) -> None:
-    """The saved configuration counts; a flag that contradicts it is an error, not ignored."""
+def _resume(values: dict[str, Any], where: str, json_: bool) -> None:
+    """The saved configuration counts; what contradicts it is an error, not ignored."""
+    from trimtab.tune.config import parse
     from trimtab.tune.folder import Run
 
     if "out" not in values:
         raise InputError("--resume needs --out: the folder of the run to go on with")
-    saved = Run(Path(values["out"])).config()
-    for key, value in given.items():
-        if key != "out" and getattr(saved, key) != value:
+    saved = Run(Path(str(values["out"]))).config()
+    asked = parse({**saved.model_dump(), **values}, where)
+    for key in values:
+        wanted, there = getattr(asked, key), getattr(saved, key)
+        if key == "train":  # the run has added its new head
+            wanted = there if set(wanted or ()) <= set(there or ()) else wanted
+        if key != "out" and wanted not in (None, "auto", there):
             raise InputError(
-                f"--{key.replace('_', '-')} {value} contradicts the run in {values['out']}, which "
-                "has "
-                f"{getattr(saved, key)}: leave it out, or begin a new run"
+                f"--{key.replace('_', '-')} {values[key]} contradicts the run in {asked.out}, "
+                f"which has {there}: leave it out, or begin a new run"
             )
-    saved.out = values["out"]
+    saved.out = asked.out
     _run(saved, resume=True, json_=json_)
 
 
@@ -128,7 +136,10 @@ def _assignment(text: str, key: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise InputError(f"--{key.replace('_', '-')} takes name=value, not {text!r}")
-    return name, yaml.safe_load(value)
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"--{key.replace('_', '-')} {text}: {value!r} is no value") from None
 
 
 def _run(config: Any, *, resume: bool, json_: bool) -> None:

@@ -19,7 +19,7 @@ class Config(BaseModel):
     """One training run. The values left out are filled by `resolve`, from the method, the data and
     measurements of this machine, and saved with the run, so that it can be repeated and resumed."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
     model: str
     data: str
@@ -122,7 +122,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError, where: str) -> str:
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda one: one["type"] == "missing")
     field = str(first["loc"][0]) if first["loc"] else "?"
     flag = f"--{field.replace('_', '-')}"
     if first["type"] == "extra_forbidden":

@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import TrainerCallback
 
+from trimtab.core.errors import TrimtabError
+from trimtab.store.files import write_text
+
 
 class Log(TrainerCallback):
     """Every loss and every evaluation, one JSON object a line. A resumed run first drops the lines
@@ -24,12 +27,15 @@ class Log(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         kept = [entry for entry in read_log(self.path) if entry["step"] <= state.global_step]
         lines = [json.dumps(entry) + "\n" for entry in kept] if state.global_step else []
-        self.path.write_text("".join(lines), encoding="utf8")
+        write_text(self.path, "".join(lines))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         entry = {"step": state.global_step, **(logs or {})}
-        with self.path.open("a", encoding="utf8") as file:
-            file.write(json.dumps(entry) + "\n")
+        try:
+            with self.path.open("a", encoding="utf8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise TrimtabError(f"cannot write {self.path}: {error}") from None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

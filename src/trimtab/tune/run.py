@@ -63,6 +63,7 @@ def tune(config: Config, *, resume: bool = False, quiet: bool = False) -> dict[s
     run = Run(Path(config.out))
     if resume:
         config = run.config()
+        config.out = str(run.path)  # the folder may have been moved
     else:
         run.create(config)
     try:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from trimtab.core.adapter import Adapter
@@ -38,6 +39,9 @@ class Memory:
     best_step: int = 0
     waited: int = 0
 
+    def exhausted(self, patience: int | None) -> bool:
+        return patience is not None and self.waited >= patience
+
 
 class Best(TrainerCallback):
     """Keeps the adapter of the best validation metric, and stops when none better has come for
@@ -49,7 +53,6 @@ class Best(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.before, self.started = self.memory.seconds, time.perf_counter()
-        self._stop_if_enough(control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.memory.seconds = self.before + time.perf_counter() - self.started
@@ -67,10 +70,7 @@ class Best(TrainerCallback):
             write_tensors(best_folder(args.output_dir) / TENSORS, self.adapter.tensors())
         else:
             self.memory.waited += 1
-        self._stop_if_enough(control)
-
-    def _stop_if_enough(self, control: Any) -> None:
-        if self.patience is not None and self.memory.waited >= self.patience:
+        if self.memory.exhausted(self.patience):
             control.should_training_stop = True
 
 
@@ -171,6 +171,16 @@ def restore(adapter: Adapter, checkpoint: Path) -> None:
 def recall(checkpoint: Path | None) -> Memory:
     """The memory that a checkpoint holds; a fresh one without a checkpoint."""
     return Memory(**read_json(checkpoint / MEMORY)) if checkpoint else Memory()
+
+
+def tokens_at_end(checkpoint: Path | None, memory: Memory, patience: int | None) -> int | None:
+    """The tokens trained on, if training had come to its end at this checkpoint; None otherwise.
+    The Trainer itself always takes one more step when it resumes."""
+    state = read_json(checkpoint / TRAINER_STATE_NAME) if checkpoint else None
+    if state is None:
+        return None
+    over = state["global_step"] >= state["max_steps"] or memory.exhausted(patience)
+    return int(state["num_input_tokens_seen"]) if over else None
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -39,6 +39,10 @@ def train(
 
     checkpoint = trainer.last_checkpoint(run.checkpoints)
     memory = trainer.recall(checkpoint)
+    tokens = trainer.tokens_at_end(checkpoint, memory, session.config.patience)
+    if tokens is not None:
+        trainer.restore(adapter, trainer.best_folder(run.checkpoints))
+        return memory, tokens
     model, data, collate = _material(session, encoded, cached)
     bar = progress.Bar(session.task.metric, quiet)
     best = trainer.Best(memory, adapter, session.task.metric, session.config.patience)

@@ -1,0 +1,135 @@
+"""The parts of the documents that a script writes: figures, the table of methods, the file tree.
+
+python docs/generate.py            # write them
+python docs/generate.py --check    # say whether they are true; exit code 1 if not
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "trimtab"
+
+
+def main() -> None:
+    wanted = {
+        ROOT / "README.md": readme((ROOT / "README.md").read_text(encoding="utf8")),
+        ROOT / "docs" / "methods.md": methods(),
+    }
+    stale = [
+        path for path, text in wanted.items() if not path.exists() or path.read_text("utf8") != text
+    ]
+    if "--check" in sys.argv:
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is stale: run python docs/generate.py")
+        sys.exit(1 if stale else 0)
+    for path in stale:
+        path.write_text(wanted[path], encoding="utf8")
+        print(f"wrote {path.relative_to(ROOT)}")
+
+
+def readme(text: str) -> str:
+    for name, content in (("speed", speed()), ("tree", tree())):
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if start not in text or end not in text:
+            raise SystemExit(f"README.md lacks the marks {start} … {end}")
+        before, rest = text.split(start, 1)
+        text = f"{before}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
+    return text
+
+
+def speed() -> str:
+    """The benchmark's table, from its JSON."""
+    found = json.loads((ROOT / "benchmarks/results/speed.json").read_text(encoding="utf8"))
+    names = {
+        "trimtab": "Trimtab",
+        "peer_b": "HF PEFT, tuned as well as we know how",
+        "peer_a": "HF PEFT, as its guides show it",
+    }
+    rows = ["| | seconds | accuracy, 95 % | Trimtab is |", "|---|---|---|---|"]
+    for one, name in names.items():
+        accuracy = found["accuracy"][one]
+        ratio = f"{found['ratios'][one]:.1f} times as fast" if one in found["ratios"] else ""
+        rows.append(
+            f"| {name} | {found['median_seconds'][one]:.1f} "
+            f"| {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] | {ratio} |"
+        )
+    machine = found["hardware"]
+    rounds = len(found["rounds"])
+    about = (
+        f"{found['work']}; `{found['data']}`; medians of {rounds} alternating rounds, seconds of "
+        f"the training loop; {machine['cores']} cores of an {machine['processor']} "
+        f"({machine['cpu_capability']}), torch {found['versions']['torch']}."
+    )
+    return "\n".join([*rows, "", about])
+
+
+def tree() -> str:
+    """Every module with the first line of its docstring."""
+    lines = ["```"]
+    for folder in [PACKAGE, *sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))]:
+        if folder != PACKAGE:
+            lines.append(f"{folder.name}/")
+        indent = "" if folder == PACKAGE else "  "
+        for path in sorted(folder.glob("*.py")):
+            told = first_line(path)
+            if told and (path.name != "__init__.py" or folder == PACKAGE):
+                lines.append(f"{indent}{path.name:<{24 - len(indent)}}{told}")
+    return "\n".join([*lines, "```"])
+
+
+def first_line(path: Path) -> str:
+    """The first sentence of a module's docstring, as far as its first line goes."""
+    told = ast.get_docstring(ast.parse(path.read_text(encoding="utf8"))) or ""
+    paragraph = " ".join(told.split("\n\n")[0].split())
+    sentence = re.split(r"(?<=[.:;])\s", paragraph)[0].rstrip(".:;")
+    return sentence if len(sentence) <= 96 else sentence[:95] + "…"
+
+
+def methods() -> str:
+    """The table of `trimtab methods`, found by probing, and each method's own words."""
+    from trimtab.capabilities import STANDARD, table
+
+    found = table()
+    head = ["method", "acts on", "merges", "stacks", "HF PEFT", f"parameters at {STANDARD}²", "lr"]
+    lines = [
+        "# Methods",
+        "",
+        "Found by trying each (`trimtab methods`), never typed by hand.",
+        "",
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+    ]
+    lines += [f"| {' | '.join(cells(name, row))} |" for name, row in found.items()]
+    for name in found:
+        lines += ["", f"## {name}", "", "```", docstring(name), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def cells(name: str, row: dict[str, Any]) -> list[str]:
+    return [
+        f"`{name}`",
+        ", ".join(row["layers"]) or "the base's own parameters",
+        "yes" if row["mergeable"] else "no",
+        "yes" if row["stackable"] else "no",
+        row["hf_peft"] or "–",
+        f"{row['parameters']:,}" if row["parameters"] else "–",
+        f"{row['learning_rate']:g}",
+    ]
+
+
+def docstring(name: str) -> str:
+    from trimtab.core.registry import lookup
+
+    module = sys.modules[lookup(name).__module__]
+    return (module.__doc__ or "").strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What every verb prints when all is well: help, tables, JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cases
+import pytest
+
+import trimtab
+from trimtab.cli.app import app
+
+Cli = Callable[..., Any]
+VERBS = sorted(str(command.name) for command in app.registered_commands)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb: str, cli: Cli) -> None:
+    outcome = cli(verb, "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"Example: trimtab {verb}" in outcome.out or f"| trimtab {verb}" in outcome.out
+    assert cli(verb, "-h").out == outcome.out
+
+
+def test_the_program_s_help_names_every_verb(real: Cli) -> None:
+    outcome = real("--help")
+    assert outcome.code == 0
+    assert all(f"  {verb} " in outcome.out for verb in VERBS)
+    alone = real()
+    assert (alone.code, alone.err) == (2, "")
+    assert "Usage" in alone.out
+
+
+def test_tune_prints_its_metrics_alone(tuned: tuple[Path, Any], metrics: dict[str, Any]) -> None:
+    _, outcome = tuned
+    assert json.loads(outcome.out) == metrics
+    assert outcome.out.count("\n") == 1
+
+
+def test_tune_prints_a_table(flags: list[str], tmp_path: Path, cli: Cli) -> None:
+    out = tmp_path / "run"
+    outcome = cli(*flags, "--out", str(out))
+    assert outcome.code == 0
+    for row in ("accuracy", "base, as loaded", "head only", "lora", "report:"):
+        assert row in outcome.out
+    assert "step 2/2" in outcome.err
+
+
+def test_eval_as_text_and_json(run: str, metrics: dict[str, Any], cli: Cli) -> None:
+    outcome = cli("eval", run, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert json.loads(outcome.out)["value"] == metrics["test"]
+    assert (
+        json.loads(cli("eval", run, "--split", "validation", "--json").out)["value"]
+        == (metrics["validation"])
+    )
+    text = cli("eval", run).out
+    assert f"adapted: accuracy {metrics['test']['value']:.4f} [" in text
+    assert "gain over base, paired" in text
+
+
+def test_eval_on_new_data(run: str, reviews: Path, tmp_path: Path, cli: Cli) -> None:
+    new = tmp_path / "new.jsonl"
+    new.write_text('{"review": "A lovely film", "sentiment": "good"}\n')
+    result = json.loads(cli("eval", run, "--data", str(new), "--json").out)
+    assert (result["data"], result["split"], result["value"]["n"]) == (str(new), None, 1)
+    result = json.loads(cli("eval", run, "--data", "-", "--json", stdin=reviews.read_text()).out)
+    assert result["value"]["n"] == 60
+
+
+def test_predict_from_a_file_and_from_standard_input(
+    run: str, tmp_path: Path, cli: Cli, real: Cli
+) -> None:
+    texts = ["A lovely film", "It is dull", "Ça — 漢字 🎬"]
+    path = tmp_path / "new.csv"
+    path.write_text("\n".join(["text", *texts]) + "\n", encoding="utf8")
+    outcome = cli("predict", run, "--data", str(path))
+    assert (outcome.code, outcome.err) == (0, "")
+    rows = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [row["text"] for row in rows] == texts
+    assert {row["label"] for row in rows} <= {"good", "bad"}
+    assert all(0.5 <= row["probability"] <= 1 for row in rows)
+    piped = real("predict", run, stdin="\n".join(texts) + "\n")
+    assert (piped.code, piped.err) == (0, "")
+    assert [json.loads(line)["text"] for line in piped.out.splitlines()] == texts
+    assert json.loads(cli("predict", run, "--data", str(path), "--json").out) == rows
+
+
+def test_inspect_a_run_and_its_adapter(run: str, metrics: dict[str, Any], cli: Cli) -> None:
+    outcome = cli("inspect", run, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    shown = json.loads(outcome.out)
+    assert shown["base"]["fingerprint"] == metrics["base_fingerprint"]
+    assert shown["base"]["name"] == "minilm"
+    assert {one["method"]: one["sites"] for one in shown["methods"]} == {"lora": 6, "whole": 1}
+    assert sum(site["parameters"] for site in shown["sites"]) == metrics["trainable"]
+    assert json.loads(cli("inspect", f"{run}/adapter", "--json").out) == shown
+    text = cli("inspect", run).out
+    assert f"parameters   {metrics['trainable']:,}" in text
+    assert metrics["base_fingerprint"] in text
+    assert "rank=8" in text
+    assert "attention.self.query" in text
+
+
+def test_inspect_a_folder_of_hf_peft(tmp_path: Path, cli: Cli) -> None:
+    model = cases.by_name("bert").model()
+    cases.perturb(trimtab.attach(model, trimtab.LoRA(rank=2), "query"))
+    trimtab.save(model, tmp_path, format="peft")
+    shown = json.loads(cli("inspect", str(tmp_path), "--json").out)
+    assert shown["format"] == "peft"
+    assert sum(site["parameters"] for site in shown["sites"]) == 2 * (2 * 32 + 32 * 2)
+    text = cli("inspect", str(tmp_path)).out
+    assert "(peft format" in text
+    assert "LORA" in text
+
+
+def test_methods_lists_every_method(cli: Cli) -> None:
+    outcome = cli("methods", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    rows = json.loads(outcome.out)
+    assert list(rows) == list(trimtab.methods())
+    assert rows["lora"]["hf_peft"] == "LORA"
+    assert rows["lora"]["parameters"] == 2 * 8 * 768
+    assert all(name in cli("methods").out for name in rows)
+
+
+def test_a_reader_that_leaves_ends_in_silence() -> None:
+    """`trimtab methods --json | head -0`."""
+    command = [sys.executable, "-m", "trimtab", "methods", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait() in {0, 1}
