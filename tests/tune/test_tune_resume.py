@@ -41,8 +41,8 @@ def flags(config: Config) -> list[str]:
 
 
 def kill_when(reached: Callable[[], bool], config: Config) -> bool:
-    """Start the run, and kill it with SIGKILL at the moment that `reached` tells; False where it came
-    to its end before, as it may on a busy machine."""
+    """Start the run, and kill it with SIGKILL at the moment that `reached` tells; False where it
+    came to its end before, as it may on a busy machine."""
     process = subprocess.Popen(
         command("tune", *flags(config)),
         env=ENVIRONMENT,
