@@ -8,15 +8,14 @@ and whatever comes from data, models or names is text in it, never markup.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trimtab.compare import blocks, charts, numbers
 from trimtab.evaluate.bootstrap import Interval
+from trimtab.store.files import write_text
 
 LONGEST_TEXT = 500  # letters of an example: enough to recognise it
 
@@ -84,12 +83,7 @@ class Scale:
 
 def write_report(report: Report, path: Path) -> None:
     """Write the page whole or not at all: a reader never opens half a report."""
-    path = Path(path)
-    page = render(report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as partial:
-        # A broken letter in somebody's data (a lone surrogate) must not cost the report.
-        partial.write_text(page, encoding="utf-8", errors="replace")
+    write_text(Path(path), render(report))
 
 
 def render(report: Report) -> str:
@@ -197,14 +191,3 @@ def _figures(report: Report, layout: blocks.Layout) -> dict[str, str]:
     if layout.outside:
         drawn["outside"] = charts.outside(layout)
     return {name: charts.as_json(figure) for name, figure in drawn.items()}
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A neighbour of `path` to write to, which takes its place when all went well."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

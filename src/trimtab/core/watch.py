@@ -36,9 +36,8 @@ class _Check:
         if self.switch.version != self.version:
             raise StateError(
                 "the active adapters changed between a forward pass and its backward pass, which "
-                "would "
-                f"mix their gradients (active now: {self.switch.active}): call backward before "
-                "activate"
+                f"would mix their gradients (active now: {self.switch.active}): call backward "
+                "before activate"
             )
 
 
@@ -66,8 +65,8 @@ class NoticeSkipped:
             if host.active():
                 raise StateError(
                     f"{type(module).__name__} ran without calling {site!r}: it reads the weight "
-                    "itself, so "
-                    "that an adapter there has no effect; choose a target that leaves this site out"
+                    "itself, so that an adapter there has no effect; choose a target that leaves "
+                    "this site out"
                 )
 
 

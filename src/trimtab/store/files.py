@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +16,37 @@ from torch import Tensor
 from trimtab.core.errors import InputError, TrimtabError
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A neighbour of `path` to write to, which takes its place when all went well: a reader sees
+    the old file or the new one, never a part.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise TrimtabError(f"cannot write {path}: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_json(path: Path, data: Any) -> None:
-    """Write all or nothing: a reader sees the old file or the new one, never a part."""
     write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A broken letter in somebody's data (a lone surrogate) must not cost the file."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf8", errors="replace")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     own = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        save_file(own, temporary, metadata={"format": "pt"})
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise TrimtabError(f"cannot write {path}: {error}") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write all or nothing."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise TrimtabError(f"cannot write {path}: {error}") from None
+    with replacing(path) as partial:
+        save_file(own, partial, metadata={"format": "pt"})
+        partial.chmod(0o644)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -75,8 +75,7 @@ def compare(saved: Mapping[str, Any], here: Mapping[str, Any], adapter: str) -> 
 def _message(adapter: str, what: str) -> str:
     return (
         f"adapter {adapter!r} was made for another base than this model: {what}; load the model "
-        "that it "
-        "was trained on, or pass force=True to use it here all the same"
+        "that it was trained on, or pass force=True to use it here all the same"
     )
 
 

@@ -177,8 +177,7 @@ def _refuse_unknown(config: Mapping[str, Any], cls: type[Method], names: Names) 
         if field not in understood and not off and not at_start:
             raise InputError(
                 f"{CONFIG}: {field}={value!r} has no equal in {cls.name}; such a file cannot be "
-                "used "
-                "here without changing what the adapter does"
+                "used here without changing what the adapter does"
             )
 
 
@@ -265,8 +264,8 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
     if len(kinds) != 1 or (names := next(iter(acting.values())).hf) is None:
         raise InputError(
             f"adapter {adapter.name!r} ({', '.join(sorted(kinds)) or 'whole modules'}) cannot be "
-            "written in "
-            "HF PEFT's format, which holds one method that it knows; use format='trimtab'"
+            "written in HF PEFT's format, which holds one method that it knows; use "
+            "format='trimtab'"
         )
     tensors = {}
     for site, delta in adapter.deltas():

@@ -63,8 +63,7 @@ def loading_error(name: str, error: Exception) -> InputError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return InputError(
         f"model {name!r} cannot be loaded: {reason.rstrip('.')}. A model is a hub name, a folder "
-        "with "
-        f"config.json and safetensors, or an embedded one; {nearest(name, EMBEDDED)}"
+        f"with config.json and safetensors, or an embedded one; {nearest(name, EMBEDDED)}"
     )
 
 

@@ -79,8 +79,7 @@ class TextClassification:
             if tokenizer.eos_token is None:
                 raise InputError(
                     f"the tokenizer of {model!r} has no padding token, nor an end token to stand "
-                    "in for it: "
-                    "set tokenizer.pad_token and save it with the model"
+                    "in for it: set tokenizer.pad_token and save it with the model"
                 )
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer

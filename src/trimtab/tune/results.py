@@ -62,7 +62,7 @@ def _metrics(
     differences: dict[str, Interval],
 ) -> dict[str, Any]:
     session, counted = work.session, adapt.summary(work.session.model)
-    seen = tokens / memory.seconds if memory.seconds else 0.0
+    rate = _rate(work, memory, tokens)
     return {
         "schema": SCHEMA,
         "task": session.task.name,
@@ -80,7 +80,7 @@ def _metrics(
         "adapter_bytes": folder_bytes(work.run.adapter),
         "train_seconds": round(memory.seconds, 3),
         "wall_seconds": round(wall, 3),
-        "tokens_per_second": round(seen, 1) if tokens else None,
+        **rate,
         "peak_memory_bytes": hardware.peak_memory(),
         "best_step": memory.best_step,
         "seed": session.config.seed,
@@ -89,6 +89,18 @@ def _metrics(
         "base_fingerprint": native.base(session.model, adapter)["fingerprint"],
         "notes": session.notes,
     }
+
+
+def _rate(work: Work, memory: Memory, tokens: int) -> dict[str, float | None]:
+    """Tokens in a second of training, padding not counted; or examples, where only a head was
+    trained, on cached features.
+    """
+    if tokens:
+        return {"tokens_per_second": round(tokens / memory.seconds, 1) if memory.seconds else None}
+    config, log = work.session.config, read_log(work.run.log)
+    done = max((entry["step"] for entry in log), default=0)
+    samples = done * config.batch_size * config.gradient_accumulation
+    return {"samples_per_second": round(samples / memory.seconds, 1) if memory.seconds else None}
 
 
 def _baseline_costs(work: Work) -> dict[str, dict[str, float]]:

@@ -24,6 +24,7 @@ from trimtab.store.files import read_json, read_tensors, write_json, write_tenso
 TENSORS = "adapter.safetensors"
 MEMORY = "memory.json"
 COMPLETE = "complete"
+_DIVERGED = 1e4  # no cross entropy that still learns is so large
 
 
 @dataclass
@@ -56,17 +57,16 @@ class Best(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.memory.seconds = self.before + time.perf_counter() - self.started
+        if state.global_step >= state.max_steps:  # the last step counts, wherever it falls
+            control.should_evaluate = True
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
     ) -> None:
         value = metrics[f"eval_{self.metric}"]
         if value > self.memory.best:
-            self.memory.best, self.memory.best_step, self.memory.waited = (
-                value,
-                state.global_step,
-                0,
-            )
+            self.memory.best, self.memory.best_step = value, state.global_step
+            self.memory.waited = 0
             write_tensors(best_folder(args.output_dir) / TENSORS, self.adapter.tensors())
         else:
             self.memory.waited += 1
@@ -120,16 +120,18 @@ class AdapterTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
-        if loss.device.type == "cpu" and not math.isfinite(loss.item()):
-            raise self.diverged(loss.item())
+        # Reading the loss makes an accelerator wait, so that there it is read now and then.
+        if loss.device.type == "cpu" or self.state.global_step % 10 == 0:
+            value = loss.item()
+            if not math.isfinite(value) or value > _DIVERGED:
+                raise self.diverged(value)
         return loss
 
     def diverged(self, loss: float) -> TrimtabError:
         return TrimtabError(
             f"training diverged: the loss is {loss} at step {self.state.global_step + 1} with "
-            "learning "
-            f"rate {self.args.learning_rate:g}. Start again with a lower --lr (a third, say); the "
-            "checkpoints written before are whole"
+            f"learning rate {self.args.learning_rate:g}. Start again with a lower --lr (a third, "
+            "say); the checkpoints written before are whole"
         )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -147,8 +149,7 @@ class AdapterTrainer(Trainer):
             shutil.rmtree(folder, ignore_errors=True)
             raise TrimtabError(
                 f"the checkpoint at step {self.state.global_step} cannot be written: {error}. "
-                "Make room, "
-                "then go on with --resume; the checkpoint before it is whole"
+                "Make room, then go on with --resume; the checkpoint before it is whole"
             ) from None
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
