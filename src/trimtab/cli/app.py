@@ -61,7 +61,9 @@ def run(call: Callable[[], Any]) -> int:
         return 0
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            raise
         return _fail("out of memory: a smaller --batch-size or --max-length needs less", 1)
 
 

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 Kind = Literal["linear", "norm", "other"]
 
 
+# Norms whose gain acts along the channels, the second dimension, and not along the last.
+_NOT_LAST = ("batchnorm", "groupnorm", "instancenorm", "syncbatchnorm", "lazy")
+
+
 @dataclass(frozen=True)
 class Geometry:
     """How a module stores its map. A linear map is read as an (out, in) matrix whatever its
@@ -48,7 +52,8 @@ def geometry(module: nn.Module) -> Geometry:
             return Geometry("linear", out, inp)
         if type(module).__name__ == "Conv1D" and weight.ndim == 2:
             return Geometry("linear", weight.shape[1], weight.shape[0], transposed=True)
-        if weight.ndim == 1 and "norm" in type(module).__name__.lower():
+        name = type(module).__name__.lower()
+        if weight.ndim == 1 and "norm" in name and not name.startswith(_NOT_LAST):
             return Geometry("norm", weight.shape[0], weight.shape[0])
     return Geometry("other", 0, 0)
 

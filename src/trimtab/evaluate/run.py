@@ -14,8 +14,9 @@ from trimtab.data import read_rows
 from trimtab.data.columns import Column
 from trimtab.evaluate.bootstrap import mean_interval, paired_mean
 from trimtab.store import load
+from trimtab.tune import positions
 from trimtab.tune.folder import Run
-from trimtab.tune.session import Session, column_names, open_session, read_data
+from trimtab.tune.session import Session, check_digest, column_names, open_session, read_data
 
 
 def open_run(folder: str) -> Session:
@@ -25,6 +26,8 @@ def open_run(folder: str) -> Session:
     assert config.labels is not None
     session = open_session(config, config.labels)
     load(session.model, run.adapter)
+    if config.first_position:
+        positions.narrow(session.model)
     return session
 
 
@@ -60,7 +63,9 @@ def evaluate(
 
 def _rows(session: Session, data: str | None, split: str, skip_bad_rows: bool) -> Any:
     if data is None:
-        return getattr(read_data(session.config), split)
+        rows = getattr(read_data(session.config), split)
+        check_digest(session.config, split, rows)
+        return rows
     rows, notes = read_rows(
         data, session.task.columns, names=column_names(session.config), skip_bad_rows=skip_bad_rows
     )

@@ -63,7 +63,7 @@ def _applies(delta: Delta, x: Tensor, inner: Operator) -> bool:
     return (
         x.dtype == module.weight.dtype
         and type(module.weight) is nn.Parameter  # a quantised or sharded one multiplies by itself
-        and not module.weight.requires_grad
+        and not any(p.requires_grad for p in module.parameters(recurse=False))
         and not (method.dropout and delta.training)  # type: ignore[attr-defined]
         and not torch.is_autocast_enabled(x.device.type)
         and _bare(module)

@@ -33,12 +33,13 @@ def save(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: an adapter is saved into a folder")
-    if format == "peft":
-        hf.write(unwrap(model), adapter, folder)
-    elif format == "trimtab":
-        native.write(unwrap(model), adapter, folder)
-    else:
+    formats = {"trimtab": native, "peft": hf}
+    if format not in formats:
         raise InputError(f"format is 'trimtab' or 'peft', not {format!r}")
+    formats.pop(format).write(unwrap(model), adapter, folder)
+    for other in formats.values():  # what lies there in the other format is older now
+        for name in (other.CONFIG, other.TENSORS):
+            (folder / name).unlink(missing_ok=True)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.core.errors import InputError
+from trimtab.core.heads import heads
 from trimtab.data import Column
 from trimtab.tasks.models import (
     hub_options,
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Example = dict[str, Any]
+
+
+def _numbers_first(label: str) -> tuple[int, int, str]:
+    number = re.fullmatch(r"-?[0-9]{1,18}", label)
+    return (0, int(label), label) if number else (1, 0, label)
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,20 @@ class TextClassification:
     def labels(self, rows: Dataset) -> list[str]:
         """The label names, in the order of the model's outputs."""
         names = set(rows["label"])
-        return sorted(names, key=lambda n: (0, int(n), n) if n.lstrip("-").isdigit() else (1, 0, n))
+        return sorted(names, key=_numbers_first)
+
+    def order(self, name: str, labels: Sequence[str]) -> list[str]:
+        """The labels in the order of the checkpoint's own head, where it has just these names."""
+        own = list(self._config(name).id2label.values())
+        return own if sorted(own) == sorted(labels) else list(labels)
+
+    def _config(self, name: str) -> Any:
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(resolve(name), **hub_options(resolve(name)))
+        except (OSError, ValueError, KeyError) as error:
+            raise loading_error(name, error) from None
 
     def tokenizer(self, model: str) -> Any:
         from transformers import AutoTokenizer
@@ -87,7 +107,9 @@ class TextClassification:
     def model(
         self, name: str, labels: Sequence[str], tokenizer: Any, dtype: torch.dtype, dropout: bool
     ) -> tuple[Any, list[str]]:
-        """The model with a head for these labels, and the parameters that no checkpoint filled."""
+        """The model with a head for these labels, and the parameters that are new: those that no
+        checkpoint filled, and a head that was made for other labels.
+        """
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
         path = resolve(name)
@@ -115,16 +137,15 @@ class TextClassification:
             raise loading_error(name, error) from None
         model.config._name_or_path = name  # the user's name for it, not where it lies here
         mismatched = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
-        return model, sorted({*info["missing_keys"], *mismatched})
+        fresh = {*info["missing_keys"], *mismatched}
+        if list(self._config(name).id2label.values()) != list(labels):
+            inside = tuple(f"{head}." for head in heads(model))
+            fresh |= {key for key, _ in model.named_parameters() if key.startswith(inside)}
+        return model, sorted(fresh)
 
     def width(self, name: str) -> int:
         """The model's hidden width."""
-        from transformers import AutoConfig
-
-        try:
-            config = AutoConfig.from_pretrained(resolve(name), **hub_options(resolve(name)))
-        except (OSError, ValueError, KeyError) as error:
-            raise loading_error(name, error) from None
+        config = self._config(name)
         return int(getattr(config, "hidden_size", None) or getattr(config, "d_model", None) or 768)
 
     def lengths(self, rows: Dataset, tokenizer: Any) -> list[int]:

@@ -49,19 +49,23 @@ class Config(BaseModel):
     base_dropout: bool | None = None
     probe_first: bool = True
     gradient_checkpointing: bool = False
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     report_to: list[str] = []
     text_column: str | None = None
     label_column: str | None = None
     skip_bad_rows: bool = False
     labels: list[str] | None = None
+    first_position: bool | None = None
+    digests: dict[str, str] = {}
     measured: dict[str, Any] = {}
 
     @field_validator("report_to", "train", "target", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         """`a,b` on the command line is a list."""
-        return value.split(",") if isinstance(value, str) and "," in value else value
+        if isinstance(value, str) and "," in value and not value.startswith("re:"):
+            return value.split(",")
+        return value
 
     @field_validator("report_to", "train", mode="before")
     @classmethod

@@ -26,7 +26,8 @@ class Run:
 
     def create(self, config: Config) -> None:
         """Begin a run here; a folder that holds one already is not written over."""
-        if self.config_file.exists():
+        left = (self.config_file, self.checkpoints, self.adapter, self.metrics_file)
+        if any(path.exists() for path in left):
             raise InputError(
                 f"{self.path} holds a run already: go on with --resume, or choose another --out"
             )

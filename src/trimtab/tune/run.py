@@ -28,7 +28,10 @@ from trimtab.tune.folder import Run
 from trimtab.tune.session import (
     EVAL_BATCH,
     Session,
+    check_digest,
     choose_attention,
+    digest,
+    narrow,
     note_truncation,
     open_session,
     read_data,
@@ -96,14 +99,19 @@ def _prepare(run: Run, config: Config) -> Work:
     if config.lr is None:
         config.lr = registry.lookup(config.method).learning_rate
     config.labels = labels
+    for split in SPLITS:
+        check_digest(config, split, getattr(splits, split))
+    config.digests = {split: digest(getattr(splits, split)) for split in SPLITS}
     encoded = {split: session.encode(getattr(splits, split)) for split in SPLITS}
     for split, one in encoded.items():
         note_truncation(session, split, one)
+    narrow(session, encoded["train"])
     return Work(run, session, splits, encoded, {})
 
 
 def _labels(config: Config, splits: Splits) -> list[str]:
-    labels = lookup(config.task).labels(splits.train)
+    task = lookup(config.task)
+    labels = task.order(config.model, task.labels(splits.train))
     if config.labels is not None and config.labels != labels:
         raise InputError(
             f"the data's labels {labels} are not those of the run ({config.labels}): the data "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +14,10 @@ from torch import Tensor
 
 from trimtab.core.errors import InputError
 from trimtab.data import Splits, load
-from trimtab.evaluate.predict import logits
+from trimtab.evaluate.predict import logits, precision
 from trimtab.tasks import TextClassification, lookup
 from trimtab.tasks.text_classification import Encoded
-from trimtab.tune import hardware
+from trimtab.tune import hardware, positions
 from trimtab.tune.config import Config
 
 EVAL_BATCH = 64
@@ -75,6 +77,23 @@ def read_data(config: Config) -> Splits:
         seed=config.seed,
         skip_bad_rows=config.skip_bad_rows,
     )
+
+
+def digest(rows: Any) -> str:
+    """A short name for exactly these rows in this order."""
+    columns = [list(rows[name]) for name in sorted(rows.column_names)]
+    content = json.dumps(columns, ensure_ascii=True).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def check_digest(config: Config, split: str, rows: Any) -> None:
+    """Refuse data that is no longer what the run was made on: what was trained on might now be
+    held out."""
+    if config.digests.get(split, found := digest(rows)) != found:
+        raise InputError(
+            f"the {split} data read from {config.data!r} is not what this run was made on: it has "
+            "changed since. Put it back, or evaluate on new data with --data"
+        )
 
 
 def column_names(config: Config) -> dict[str, str]:
@@ -141,6 +160,26 @@ def settle_length(session: Session, rows: Any) -> None:
     if config.max_length is None:
         lengths = session.task.lengths(rows, session.tokenizer)
         config.max_length = int(min(limit, -8 * (-max(lengths) // 8)))
+
+
+def narrow(session: Session, encoded: Encoded) -> None:
+    """Leave out what the head never reads, if that changes no output on the shortest, middling and
+    longest examples; what was found is pinned."""
+    n = len(encoded.examples)
+    picked = [
+        encoded.examples[i] for i in sorted({*range(min(4, n)), n // 2, max(0, n - 4), n - 1})
+    ]
+    inputs = {k: v.to(session.model.device) for k, v in session.collate(picked).items()}
+    inputs.pop("labels", None)
+
+    def run() -> Tensor:
+        with precision(session.model.device, session.config.autocast):
+            return session.model(**inputs).logits
+
+    if session.config.first_position is None:
+        session.config.first_position = positions.try_narrow(session.model, run)
+    elif session.config.first_position:
+        positions.narrow(session.model)
 
 
 def note_truncation(session: Session, split: str, encoded: Encoded) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from trimtab.core.adapter import Adapter
 from trimtab.core.errors import TrimtabError
@@ -79,8 +78,10 @@ def best_folder(checkpoints: str | Path) -> Path:
 
 
 class LengthGroups(Sampler[int]):
-    """Batches of like lengths in random order, drawn anew each epoch from (seed, epoch) alone, so
-    that a resumed run meets the same batches as one that was never stopped.
+    """Batches of like lengths in random order: examples sorted by length, those of one length
+    shuffled, cut into batches, the batches shuffled; a last one that is not full stays last. Drawn
+    anew each epoch from (seed, epoch) alone, so that a resumed run meets the same batches as one
+    that was never stopped.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -94,7 +95,16 @@ class LengthGroups(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        shuffled = torch.randperm(len(self.lengths), generator=generator).tolist()
+        ordered = torch.tensor(sorted(shuffled, key=lambda i: self.lengths[i]), dtype=torch.long)
+        rest = len(ordered) % self.batch_size
+        last = int(torch.randint(len(ordered) - rest + 1, (), generator=generator)) if rest else 0
+        whole = torch.cat([ordered[:last], ordered[last + rest :]]).split(self.batch_size)
+        turns = (
+            torch.randperm(len(whole), generator=generator).tolist() if len(ordered) > rest else []
+        )
+        batches = [*(whole[turn] for turn in turns), ordered[last : last + rest]]
+        return iter(torch.cat(batches).tolist())
 
 
 class AdapterTrainer(Trainer):
