@@ -8,9 +8,9 @@ from trimtab.adapt import attach as attach
 from trimtab.adapt import detach as detach
 from trimtab.adapt import merge as merge
 from trimtab.adapt import parameters as parameters
-from trimtab.adapt import summary as summary
 from trimtab.adapt import unmerge as unmerge
 from trimtab.core.compose import Stack as Stack
+from trimtab.core.counts import summary as summary
 from trimtab.core.errors import AdapterMismatch as AdapterMismatch
 from trimtab.core.errors import InputError as InputError
 from trimtab.core.errors import SiteNotFound as SiteNotFound

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import nn
 
@@ -48,6 +47,7 @@ def attach(
         SiteNotFound: a target, or a module of `train`, that names nothing the method can act on.
     """
     model = unwrap(model)
+    refuse_wrapped(model)
     record_ = admit(model, name)
     with _upon_base(model, record_):
         if isinstance(method, Selection):
@@ -58,6 +58,16 @@ def attach(
             return install(model, record_, select(model, method, name))
         pairs = _pairs(model, method, to, train)
         return place(model, record_, name, [(site, build(model, site, one)) for site, one in pairs])
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """What wraps a model has read its parameters already, or names them otherwise."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    if isinstance(model, wrappers) or "_orig_mod" in model._modules:
+        raise InputError(
+            f"the model is wrapped in {type(model).__name__}: attach to the model itself, then "
+            "wrap it"
+        )
 
 
 @contextlib.contextmanager
@@ -146,7 +156,10 @@ def _trained_whole(model: nn.Module, train: Sequence[str]) -> list[Site]:
     for name in train:
         full = {s.name for s in known if f".{s.name}".endswith(f".{name}")}
         inside = [s for s in known if any(f"{s.name}.".startswith(f"{top}.") for top in full)]
-        holding = [s for s in inside if Whole().accepts(s) is None]
+        holding = [s for s in inside if any(True for _ in s.module.parameters(recurse=False))]
+        for site in holding:
+            if reason := Whole().accepts(site):
+                raise InputError(f"{site.name!r} cannot be trained whole: {reason}")
         if not holding:
             names = {s.name for s in known} | {s.name.rpartition(".")[2] for s in known}
             raise SiteNotFound(
@@ -225,6 +238,7 @@ def activate(model: nn.Module, composition: str | Stack | None) -> None:
         raise StateError("the model is merged: unmerge it before activating another adapter")
     if len(set(names)) < len(names):
         raise InputError(f"an adapter acts once in a stack, not twice: {names}")
+    _refuse_two_heads(adapters)
     if sum(adapter.selection is not None for adapter in adapters) > 1:
         raise InputError("of adapters that change the base's own parameters only one can be active")
     before = record_.switch.active
@@ -233,6 +247,19 @@ def activate(model: nn.Module, composition: str | Stack | None) -> None:
     for name in (name for name in names if name not in before):
         _set_trained(record_.adapters[name], active=True)
     record_.switch.set(names)
+
+
+def _refuse_two_heads(adapters: Sequence[Adapter]) -> None:
+    """A module trained whole replaces what lies beneath it, and so stands alone at its site."""
+    owner: dict[str, str] = {}
+    for adapter in adapters:
+        for site, method in adapter.entries:
+            if site in owner and (isinstance(method, Whole) or owner[site] == Whole.name):
+                raise InputError(
+                    f"{site!r} is trained whole by one adapter of the stack, and another acts "
+                    "there too"
+                )
+            owner[site] = method.name
 
 
 def _set_trained(adapter: Adapter, *, active: bool) -> None:
@@ -352,44 +379,3 @@ def parameters(model: nn.Module) -> list[nn.Parameter]:
         for parameter in record_.adapters[name].parameters()
         if parameter.requires_grad
     ]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What an adapter is: parameters and bytes as saved, in all and by site, beside the base's."""
-
-    name: str
-    methods: tuple[str, ...]
-    sites: Mapping[str, int]
-    trainable: int
-    bytes: int
-    total: int
-
-    @property
-    def share(self) -> float:
-        """Trained parameters over the base's."""
-        return self.trainable / self.total
-
-    def __str__(self) -> str:
-        return (
-            f"{self.name}: {', '.join(self.methods)} at {len(self.sites)} sites, "
-            f"{self.trainable:,} parameters ({self.share:.2%} of {self.total:,}), "
-            f"{self.bytes / 2**20:.2f} MiB"
-        )
-
-
-def summary(model: nn.Module, name: str | None = None) -> Summary:
-    """Sites, parameters and bytes of an adapter (the only one, if no name is given)."""
-    adapter = record(model).adapter(name)
-    counts = {name: parameter.numel() for name, parameter in adapter.selected.items()}
-    for site, delta in adapter.deltas():
-        counts[site] = counts.get(site, 0) + sum(p.numel() for p in delta.parameters())
-    base = {id(p): p.numel() for n, p in unwrap(model).named_parameters() if ".deltas." not in n}
-    return Summary(
-        name=adapter.name,
-        methods=tuple(sorted({method.name for _, method in adapter.entries})),
-        sites=counts,
-        trainable=sum(p.numel() for p in adapter.parameters()),
-        bytes=sum(t.numel() * t.element_size() for t in adapter.tensors().values()),
-        total=sum(base.values()),
-    )

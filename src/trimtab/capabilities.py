@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.adapt import activate, attach, detach, merge, parameters, summary
+from trimtab.adapt import activate, attach, detach, merge, parameters
+from trimtab.core.counts import summary
 from trimtab.core.errors import TrimtabError
 from trimtab.core.method import Method, Selection
 from trimtab.core.registry import methods

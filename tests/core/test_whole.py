@@ -47,9 +47,17 @@ def test_one_head_needs_the_other_gone() -> None:
     model = BERT.model()
     for name in ("a", "b"):
         trimtab.attach(model, trimtab.LoRA(), name=name, train=["classifier"])
-    trimtab.activate(model, trimtab.Stack("a", "b"))
-    with pytest.raises(trimtab.InputError, match="takes no other method beneath"):
-        cases.logits(model, BERT.batch())
+    before = cases.logits(model, BERT.batch())
+    with pytest.raises(trimtab.InputError, match="'classifier' is trained whole by one adapter"):
+        trimtab.activate(model, trimtab.Stack("a", "b"))
+    assert torch.equal(cases.logits(model, BERT.batch()), before)
+
+
+def test_running_statistics_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    with pytest.raises(trimtab.InputError, match=r"'1' cannot be trained whole.*statistics"):
+        trimtab.attach(model, trimtab.LoRA(), to="0", train=["1"])
+    assert not hasattr(model, "_trimtab")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -24,7 +24,10 @@ def print_result(metrics: dict[str, Any], out: Path) -> None:
             cells = _cost(cost["trainable"], metrics["total"], cost["seconds"], cost["bytes"])
             table.add_row(name, _interval(metrics["baselines"][row]), *cells)
     cells = _cost(
-        metrics["trainable"], metrics["total"], metrics["train_seconds"], metrics["adapter_bytes"]
+        metrics["trainable"],
+        metrics["total"],
+        metrics["train_seconds"] + metrics["probe_seconds"],
+        metrics["adapter_bytes"],
     )
     table.add_row(metrics["method"], _interval(metrics["test"]), *cells, style="bold")
     console = Console(highlight=False, soft_wrap=True)

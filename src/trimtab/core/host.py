@@ -71,16 +71,18 @@ class Host(nn.Module):
 
     def operator(self) -> Operator:
         """The base under the active deltas."""
+        return self._stacked(self.active())
+
+    def _stacked(self, deltas: Sequence[Delta]) -> Operator:
         operator: Operator = Base(self.base, self.geometry)
-        for delta in self.active():
+        for delta in deltas:
             operator = Under(delta, operator)
         return operator
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self.called = True
-        if self.switch.merged or not self.active():
-            return self.base(*args, **kwargs)
-        return self.operator()(*args, **kwargs)
+        active = () if self.switch.merged else self.active()
+        return self._stacked(active)(*args, **kwargs) if active else self.base(*args, **kwargs)
 
     @torch.no_grad()
     def merge(self, shared: Mapping[int, Sequence[str]]) -> None:

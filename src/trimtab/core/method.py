@@ -53,6 +53,10 @@ class Names:
     peft_type: str
     tensors: Mapping[str, str]
     fields: Mapping[str, str]
+    oriented: str | None = None
+    """The tensor that is (1, in) at sites listed as `feedforward_modules` and (out, 1) elsewhere;
+    the method tells them apart by its hyper-parameter `scales`.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,7 @@ class Method(ABC):
     paper: ClassVar[str] = ""
     targets: ClassVar[tuple[str, ...]] = ("all-linear",)
     learning_rate: ClassVar[float] = 1e-3
+    base_dropout: ClassVar[bool] = False
     hf: ClassVar[Names | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:

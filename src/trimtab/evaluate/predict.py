@@ -40,9 +40,11 @@ def logits(
     training = model.training
     model.eval()
     out = []
-    for batch in batches(examples, batch_size):
-        inputs = {key: value.to(device) for key, value in collate(batch).items() if key != "labels"}
-        with precision(device, autocast):
-            out.append(model(**inputs).logits.float().cpu())
-    model.train(training)
+    try:
+        for batch in batches(examples, batch_size):
+            inputs = {k: v.to(device) for k, v in collate(batch).items() if k != "labels"}
+            with precision(device, autocast):
+                out.append(model(**inputs).logits.float().cpu())
+    finally:
+        model.train(training)
     return torch.cat(out).numpy()

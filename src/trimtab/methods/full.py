@@ -19,6 +19,7 @@ class Full(Selection):
     name = "full"
     targets = ()
     learning_rate = 5e-5
+    base_dropout = True  # nothing is frozen: the base trains as it was trained
 
     def chosen(self, model: nn.Module) -> Sequence[str]:
         return [name for name, _ in model.named_parameters()]

@@ -26,8 +26,11 @@ class Whole(Method):
     name = "whole"
 
     def accepts(self, site: Site) -> str | None:
-        own = dict(site.module.named_parameters(recurse=False))
-        return None if own else "it has no parameters of its own"
+        if not any(True for _ in site.module.parameters(recurse=False)):
+            return "it has no parameters of its own"
+        if getattr(site.module, "track_running_stats", False):
+            return "it keeps running statistics, which no adapter holds"
+        return None
 
     def init(self, site: Site) -> dict[str, Param]:
         own = site.module.named_parameters(recurse=False)

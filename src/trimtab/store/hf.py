@@ -201,7 +201,7 @@ def _arguments(
             if re.match(_ending(one), path):
                 arguments[own] = value
                 break
-    if cls.name == "ia3":
+    if names.oriented:
         arguments["scales"] = "input" if tensor.ndim == 2 and tensor.shape[0] == 1 else "output"
     return saved_method(cls.name, arguments).arguments()
 
@@ -292,11 +292,11 @@ def _config(
         "fan_in_fan_out": all(adapter.hosts[site].geometry.transposed for site in acting),
         **{theirs: getattr(usual, own) for own, theirs in names.fields.items()},
     }
-    if names.peft_type == "IA3":
+    if names.oriented:
         scaled = {
             site
             for site, d in adapter.deltas()
-            if site in acting and d.tensors()["l"].shape[0] == 1
+            if site in acting and d.tensors()[names.oriented].shape[0] == 1
         }
         config["feedforward_modules"] = sorted(scaled)
     for own, pattern in (("rank", "rank_pattern"), ("alpha", "alpha_pattern")):

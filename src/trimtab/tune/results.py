@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trimtab import adapt
 from trimtab.compare.report import Change, Report, Row, summary_sentence, write_report
-from trimtab.core.adapter import Adapter
+from trimtab.core.adapter import record
+from trimtab.core.counts import summary
 from trimtab.evaluate.bootstrap import Interval, mean_interval, paired_mean
-from trimtab.store import native
+from trimtab.store import fingerprint
 from trimtab.tune import hardware
 from trimtab.tune.progress import read_log
 
@@ -24,13 +24,11 @@ _SHOWN = 20  # examples gained and lost, in the report
 _NAMES = {"base": "base, as loaded", "head": "head only"}
 
 
-def conclude(
-    work: Work, adapter: Adapter, memory: Memory, tokens: int, wall: float
-) -> dict[str, Any]:
+def conclude(work: Work, memory: Memory, tokens: int, wall: float) -> dict[str, Any]:
     """Measure, write `metrics.json` and `report.html`, and return the metrics."""
     intervals = {row: _intervals(work, row) for row in work.outputs}
     differences = {row: _difference(work, row) for row in work.outputs if row != "adapted"}
-    metrics = _metrics(work, adapter, memory, tokens, wall, intervals, differences)
+    metrics = _metrics(work, memory, tokens, wall, intervals, differences)
     work.run.write_metrics(metrics)
     write_report(_report(work, metrics, intervals, differences), work.run.report)
     return metrics
@@ -54,14 +52,13 @@ def _difference(work: Work, row: str) -> Interval:
 
 def _metrics(
     work: Work,
-    adapter: Adapter,
     memory: Memory,
     tokens: int,
     wall: float,
     intervals: dict[str, dict[str, Interval]],
     differences: dict[str, Interval],
 ) -> dict[str, Any]:
-    session, counted = work.session, adapt.summary(work.session.model)
+    session, counted = work.session, summary(work.session.model)
     rate = _rate(work, memory, tokens)
     return {
         "schema": SCHEMA,
@@ -79,6 +76,7 @@ def _metrics(
         "total": counted.total,
         "adapter_bytes": folder_bytes(work.run.adapter),
         "train_seconds": round(memory.seconds, 3),
+        "probe_seconds": round(work.probe_seconds if work.started_from_probe else 0.0, 3),
         "wall_seconds": round(wall, 3),
         **rate,
         "peak_memory_bytes": hardware.peak_memory(),
@@ -86,9 +84,16 @@ def _metrics(
         "seed": session.config.seed,
         "versions": hardware.versions(),
         "hardware": hardware.facts(),
-        "base_fingerprint": native.base(session.model, adapter)["fingerprint"],
+        "base_fingerprint": _fingerprint(work),
         "notes": session.notes,
     }
+
+
+def _fingerprint(work: Work) -> str:
+    """The base's name, the same under every method: a new head is no part of it."""
+    model = work.session.model
+    described = fingerprint.describe(model, set(work.session.fresh), record(model).originals())
+    return fingerprint.fingerprint(described)
 
 
 def _rate(work: Work, memory: Memory, tokens: int) -> dict[str, float | None]:
@@ -126,7 +131,7 @@ def _report(
     intervals: dict[str, dict[str, Interval]],
     differences: dict[str, Interval],
 ) -> Report:
-    session, counted = work.session, adapt.summary(work.session.model)
+    session, counted = work.session, summary(work.session.model)
     reference = "head" if "head" in intervals else "base"
     gained, lost = _changes(work, reference)
     log = read_log(work.run.log)
@@ -188,7 +193,7 @@ def _rows(
         intervals["adapted"]["validation"],
         intervals["adapted"]["test"],
         metrics["trainable"],
-        metrics["train_seconds"],
+        metrics["train_seconds"] + metrics["probe_seconds"],
         metrics["adapter_bytes"],
     )
     return [*rows, adapted]

@@ -54,6 +54,7 @@ class Work:
     cached: dict[str, features.Features] | None = None
     probed: nn.Module | None = None  # the head trained alone
     probe_seconds: float = 0.0
+    started_from_probe: bool = False
 
 
 def tune(config: Config, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def tune(config: Config, *, resume: bool = False, quiet: bool = False) -> dict[s
     memory, tokens = train(work.session, adapter, run, work.encoded, work.cached, quiet)
     work.outputs["adapted"] = {s: work.session.logits(work.encoded[s]) for s in SPLITS[1:]}
     store.save(work.session.model, run.adapter)
-    return results.conclude(work, adapter, memory, tokens, time.perf_counter() - began)
+    return results.conclude(work, memory, tokens, time.perf_counter() - began)
 
 
 def _ready(run: Run, config: Config) -> tuple[Work, Adapter]:
@@ -172,6 +173,7 @@ def _attach(work: Work) -> Adapter:
     )
     if config.probe_first and work.probed is not None and config.method != "head":
         _start_from_probe(adapter, heads(session.model)[0], work.probed)
+        work.started_from_probe = True
     if config.gradient_checkpointing:
         session.model.activation_checkpointing_enable({"use_reentrant": False})
     choose_attention(session, _step(work, adapter))

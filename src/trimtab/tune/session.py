@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.core import registry
 from trimtab.core.errors import InputError
 from trimtab.data import Splits, load
 from trimtab.evaluate.predict import logits, precision
@@ -118,7 +119,7 @@ def open_session(config: Config, labels: Sequence[str]) -> Session:
         config.dtype = dtype  # type: ignore[assignment]
         config.measured = {**config.measured, "dtype_ms": took}
     if config.base_dropout is None:
-        config.base_dropout = config.method == "full"
+        config.base_dropout = registry.lookup(config.method).base_dropout
     transformers.set_seed(config.seed)
     weights = torch.bfloat16 if config.dtype == "bfloat16" and not config.selects else torch.float32
     model, fresh = task.model(config.model, labels, tokenizer, weights, config.base_dropout)

@@ -110,7 +110,7 @@ def _arguments(config: Config, run: Run, examples: int, tokens: bool) -> Any:
     from transformers import TrainingArguments
 
     epoch, total = steps(config, examples)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(run.checkpoints),
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=EVAL_BATCH,
@@ -139,6 +139,8 @@ def _arguments(config: Config, run: Run, examples: int, tokens: bool) -> Any:
         disable_tqdm=True,
         label_names=["labels"],
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # nn.DataParallel would copy hosts without bases
+    return arguments
 
 
 def check_trackers(config: Config) -> None:

@@ -1,0 +1,51 @@
+"""What an adapter amounts to: sites, parameters, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from trimtab.core.adapter import record, unwrap
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an adapter is: parameters and bytes as saved, in all and by site, beside the base's."""
+
+    name: str
+    methods: tuple[str, ...]
+    sites: Mapping[str, int]
+    trainable: int
+    bytes: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Trained parameters over the base's."""
+        return self.trainable / self.total
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {', '.join(self.methods)} at {len(self.sites)} sites, "
+            f"{self.trainable:,} parameters ({self.share:.2%} of {self.total:,}), "
+            f"{self.bytes / 2**20:.2f} MiB"
+        )
+
+
+def summary(model: nn.Module, name: str | None = None) -> Summary:
+    """Sites, parameters and bytes of an adapter (the only one, if no name is given)."""
+    adapter = record(model).adapter(name)
+    counts = {name: parameter.numel() for name, parameter in adapter.selected.items()}
+    for site, delta in adapter.deltas():
+        counts[site] = counts.get(site, 0) + sum(p.numel() for p in delta.parameters())
+    base = {id(p): p.numel() for n, p in unwrap(model).named_parameters() if ".deltas." not in n}
+    return Summary(
+        name=adapter.name,
+        methods=tuple(sorted({method.name for _, method in adapter.entries})),
+        sites=counts,
+        trainable=sum(p.numel() for p in adapter.parameters()),
+        bytes=sum(t.numel() * t.element_size() for t in adapter.tensors().values()),
+        total=sum(base.values()),
+    )
