@@ -80,7 +80,7 @@ def tree() -> str:
         for path in sorted(folder.glob("*.py")):
             told = first_line(path)
             if told and (path.name != "__init__.py" or folder == PACKAGE):
-                lines.append(f"{indent}{path.name:<{24 - len(indent)}}{told}")
+                lines.append(f"{indent}{path.name:<{26 - len(indent)}}{told}")
     return "\n".join([*lines, "```"])
 
 
@@ -88,8 +88,8 @@ def first_line(path: Path) -> str:
     """The first sentence of a module's docstring, as far as its first line goes."""
     told = ast.get_docstring(ast.parse(path.read_text(encoding="utf8"))) or ""
     paragraph = " ".join(told.split("\n\n")[0].split())
-    sentence = re.split(r"(?<=[.:;])\s", paragraph)[0].rstrip(".:;")
-    return sentence if len(sentence) <= 96 else sentence[:95] + "…"
+    sentence = re.split(r"\.(?:\s|$)", paragraph)[0]
+    return sentence if len(sentence) <= 88 else sentence[:87].rstrip(" ,") + "…"
 
 
 def methods() -> str:
