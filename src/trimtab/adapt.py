@@ -46,6 +46,9 @@ def attach(
         InputError: a name that is taken or no name; two targets that need one name each.
         SiteNotFound: a target, or a module of `train`, that names nothing the method can act on.
     """
+    for one in method.values() if isinstance(method, Mapping) else [method]:
+        if not isinstance(one, Method):
+            raise InputError(f"a method is an object such as trimtab.LoRA(rank=8), not {one!r}")
     model = unwrap(model)
     refuse_wrapped(model)
     record_ = admit(model, name)

@@ -13,6 +13,7 @@ import pytest
 
 from trimtab.compare import charts
 from trimtab.compare.report import Change, Row, render, scale, summary_sentence, write_report
+from trimtab.core.errors import TrimtabError
 from trimtab.evaluate.bootstrap import Interval
 
 
@@ -169,7 +170,7 @@ def test_writes_whole_or_not_at_all(report, tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(TrimtabError, match=r"cannot write .*no space"):
         write_report(dataclasses.replace(report, title="A second run"), path)
     assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
     assert "A second run" not in path.read_text(encoding="utf-8")

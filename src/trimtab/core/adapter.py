@@ -15,7 +15,7 @@ from trimtab.core.method import Method, Selection
 RECORD = "_trimtab"
 
 
-@dataclass
+@dataclass(repr=False)
 class Adapter:
     """What one trains, saves, loads and serves: which method acts at which site.
 
@@ -31,6 +31,10 @@ class Adapter:
     originals: dict[str, Tensor] = field(default_factory=dict)
     trainable: bool = True
     in_place: bool = True
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(sorted({method.name for _, method in self.entries}))
+        return f"Adapter({self.name!r}: {kinds} at {len(self.hosts) or 'no'} sites)"
 
     @property
     def selection(self) -> Selection | None:

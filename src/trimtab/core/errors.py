@@ -32,7 +32,7 @@ class StateError(TrimtabError, RuntimeError):
 
 def nearest(word: str, known: Iterable[object], n: int = 3) -> str:
     """The known names closest to `word`, quoted, for the end of an error message."""
-    names = [str(k) for k in known]
+    names = list(dict.fromkeys(str(k) for k in known))
     close = difflib.get_close_matches(str(word), names, n=n, cutoff=0.5)
     if close:
         return "nearest: " + ", ".join(repr(name) for name in close)

@@ -21,7 +21,7 @@ class Head(Selection):
 
     name = "head"
     targets = ()
-    learning_rate = 2e-3
+    learning_rate = 1e-2
 
     def chosen(self, model: nn.Module) -> Sequence[str]:
         inside = tuple(f"{name}." for name in heads(model))
