@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-_ROWS = {"base": "base, as loaded", "head": "head only"}
+from trimtab.compare.report import BASELINES
 
 
 def print_result(metrics: dict[str, Any], out: Path) -> None:
@@ -18,7 +18,7 @@ def print_result(metrics: dict[str, Any], out: Path) -> None:
     table.add_column("", no_wrap=True)
     for name in (f"{metrics['metric']}, 95 %", "trained", "seconds", "on disk"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row, name in _ROWS.items():
+    for row, name in BASELINES.items():
         if metrics["baselines"].get(row):
             cost = metrics["baseline_costs"][row]
             cells = _cost(cost["trainable"], metrics["total"], cost["seconds"], cost["bytes"])
@@ -36,7 +36,8 @@ def print_result(metrics: dict[str, Any], out: Path) -> None:
         bounds = f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"
         verdict = "" if gain["low"] > 0 or gain["high"] < 0 else ": no difference shown"
         console.print(
-            f"against {_ROWS[row]}: {gain['value']:+.3f} {bounds}, paired{verdict}", markup=False
+            f"against {BASELINES[row]}: {gain['value']:+.3f} {bounds}, paired{verdict}",
+            markup=False,
         )
     for note in metrics["notes"]:
         console.print(f"note: {note}", markup=False)

@@ -17,6 +17,7 @@ from trimtab.compare import blocks, charts, numbers
 from trimtab.evaluate.bootstrap import Interval
 from trimtab.store.files import write_text
 
+BASELINES = {"base": "base, as loaded", "head": "head only"}  # how their rows are called
 LONGEST_TEXT = 500  # letters of an example: enough to recognise it
 
 

@@ -160,10 +160,11 @@ class TextClassification:
         self, rows: Dataset, tokenizer: Any, labels: Sequence[str] | None, max_length: int
     ) -> Encoded:
         """Tokenise; with `labels`, examples carry the index of theirs."""
-        whole = tokenizer(list(rows["text"]), truncation=False, verbose=False)
+        every = list(rows["text"])
+        whole = tokenizer(every, truncation=False, verbose=False)
         lengths = np.array([len(ids) for ids in whole["input_ids"]])
         order = np.argsort(lengths, kind="stable")
-        texts = [rows["text"][int(i)] for i in np.flatnonzero(lengths > max_length)]
+        texts = [every[i] for i in np.flatnonzero(lengths > max_length)]
         cut = iter(
             tokenizer(texts, truncation=True, max_length=max_length)["input_ids"] if texts else ()
         )
@@ -173,8 +174,9 @@ class TextClassification:
         examples: list[Example] = [{"input_ids": ids[i], "length": len(ids[i])} for i in order]
         if labels is not None:
             index = {label: i for i, label in enumerate(labels)}
+            given = list(rows["label"])
             for example, i in zip(examples, order, strict=True):
-                example["labels"] = index[rows["label"][int(i)]]
+                example["labels"] = index[given[i]]
         return Encoded(examples, order, len(texts))
 
     def collate(self, examples: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Tensor]:

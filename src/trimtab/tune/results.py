@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trimtab.compare.report import Change, Report, Row, summary_sentence, write_report
+from trimtab.compare.report import BASELINES, Change, Report, Row, summary_sentence, write_report
 from trimtab.core.adapter import record
 from trimtab.core.counts import summary
 from trimtab.evaluate.bootstrap import Interval, mean_interval, paired_mean
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _SHOWN = 20  # examples gained and lost, in the report
-_NAMES = {"base": "base, as loaded", "head": "head only"}
 
 
 def conclude(work: Work, memory: Memory, tokens: int, wall: float) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def _metrics(
         "test": intervals["adapted"]["test"].as_dict(),
         "validation": intervals["adapted"]["validation"].as_dict(),
         "baselines": {
-            row: intervals[row]["test"].as_dict() if row in intervals else None for row in _NAMES
+            row: intervals[row]["test"].as_dict() if row in intervals else None for row in BASELINES
         },
         "gain_over": {row: interval.as_dict() for row, interval in differences.items()},
         "baseline_costs": _baseline_costs(work),
@@ -158,7 +157,7 @@ def _report(
             if "eval_loss" in entry
         ],
         sites=list(counted.sites.items()),
-        reference=_NAMES[reference],
+        reference=BASELINES[reference],
         gained=gained[:_SHOWN],
         lost=lost[:_SHOWN],
         gained_total=len(gained),
@@ -177,7 +176,7 @@ def _rows(
     costs = metrics["baseline_costs"]
     rows = [
         Row(
-            _NAMES[row],
+            BASELINES[row],
             intervals[row]["validation"],
             intervals[row]["test"],
             trainable=int(costs[row]["trainable"]),
@@ -185,7 +184,7 @@ def _rows(
             bytes=int(costs[row]["bytes"]) or None,
             difference=differences[row],
         )
-        for row in _NAMES
+        for row in BASELINES
         if row in intervals
     ]
     adapted = Row(
