@@ -151,7 +151,7 @@ def activate(model: nn.Module, composition: Composition | None) -> None:
     adapters = [record_.adapter(name) for name in names]
     if record_.switch.merged:
         raise StateError("the model is merged: unmerge it before activating another adapter")
-    whole(model, adapters)
+    whole(model, [*adapters, *record_.acting()])
     _refuse(composition, names, record_)
     before = record_.switch.active
     parts = _only_combined(composition, record_)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -24,19 +24,23 @@ def choose(
     model: nn.Module, method: Methods | Plan, to: Target | None, train: Sequence[str]
 ) -> list[tuple[Site, Method]]:
     """(site, method) in the model's order; see `attach`."""
-    if hasattr(method, "peft_type"):
-        return _from_peft(model, method, to, train)
+    for attribute, read in _foreign.items():
+        if hasattr(method, attribute):
+            if to is not None or train:
+                raise InputError(
+                    f"{type(method).__name__} names its modules itself: leave `to` and `train` out"
+                )
+            return read(method, model)
     return _pairs(model, _plan(method), to, train)
 
 
-def _from_peft(
-    model: nn.Module, config: Any, to: Target | None, train: Sequence[str]
-) -> list[tuple[Site, Method]]:
-    from trimtab.store.hf import plan  # the one file that knows that format
+Read = Callable[[Any, nn.Module], list[tuple[Site, Method]]]
+_foreign: dict[str, Read] = {}
 
-    if to is not None or train:
-        raise InputError("HF PEFT's configuration names its modules: leave `to` and `train` out")
-    return plan(config, model)
+
+def understand(attribute: str, read: Read) -> None:
+    """Take configurations of another library, known by an attribute that they have."""
+    _foreign[attribute] = read
 
 
 def _plan(method: Methods | Plan) -> list[tuple[str | None, Method]]:

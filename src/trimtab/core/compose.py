@@ -115,8 +115,8 @@ def read(data: Any) -> Composition | None:
             return data
         case {"stack": [*parts]} if len(data) == 1:
             return Stack(*[read(part) or "" for part in parts])
-        case {"mix": {**weights}} if len(data) == 1 and all(isinstance(n, str) for n in weights):
-            return Mix({str(name): weight for name, weight in weights.items()})
+        case {"mix": dict(weights)} if len(data) == 1:
+            return Mix(weights)
         case {"route": [*parts]} if len(data) == 1 and all(isinstance(p, str) for p in parts):
             return Route(*parts)
         case {"fuse": [*parts], "by": str(by)} if all(isinstance(p, str) for p in parts):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -147,7 +147,7 @@ class Host(nn.Module):
         if not self.acts():
             return self.base(*args, **kwargs)
         if not args:
-            args = (kwargs.pop(_first(type(self.base))),)
+            args = (kwargs.pop(_first(type(self.base).forward)),)
         x, *rest = args
         operator = self.operator(*rest, **kwargs)
         if self.geometry.kind == "conv":
@@ -156,7 +156,7 @@ class Host(nn.Module):
         return operator(x)
 
     def _tap(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        x = args[0] if args else kwargs[_first(type(self.base))]
+        x = args[0] if args else kwargs[_first(type(self.base).forward)]
         self.switch.call.taps.update(dict.fromkeys(self.tapped.values(), x))
 
     def _rewritten(self) -> Iterator[tuple[str, Tensor]]:
@@ -287,9 +287,9 @@ class ParameterHost(Host):
 
 
 @functools.cache
-def _first(kind: Any) -> str:
-    """The name of the input of a kind of module."""
-    return list(inspect.signature(kind.forward).parameters)[1]
+def _first(forward: Callable[..., Any]) -> str:
+    """The name of a module's input."""
+    return list(inspect.signature(forward).parameters)[1]
 
 
 def _leave_out_merged(host: Host, state: dict[str, Tensor], prefix: str, _: Any) -> None:

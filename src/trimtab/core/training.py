@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.adapter import Adapter, record, unwrap
+from trimtab.core.adapter import Adapter, record, unwrap, whole
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method, Values
 
 
 def parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that train: what an optimizer gets."""
+    acting = list(record(model).acting())
+    whole(model, acting)
     return [
         parameter
-        for adapter in record(model).acting()
+        for adapter in acting
         for parameter in adapter.parameters()
         if parameter.requires_grad
     ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.adapt import admit, install, select
-from trimtab.core.adapter import Adapter, carries, record, unwrap
+from trimtab.core.adapter import Adapter, carries, record, unwrap, whole
 from trimtab.core.errors import AdapterMismatch, InputError
 from trimtab.core.method import Selection
 from trimtab.core.site import Site
@@ -30,6 +30,7 @@ def save(
     Returns the folder.
     """
     adapter = record(model).adapter(name)
+    whole(model, [adapter])
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: an adapter is saved into a folder")
