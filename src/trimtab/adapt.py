@@ -16,6 +16,7 @@ from trimtab.core.errors import InputError, SiteNotFound, StateError
 from trimtab.core.host import Host
 from trimtab.core.method import Combine, Method, Selection
 from trimtab.core.site import Site
+from trimtab.core.walk import base_parameters
 from trimtab.match import Target
 from trimtab.methods.whole import Whole
 from trimtab.place import build, guard, hosts_of, place, reconnect, release, remove, tied
@@ -101,7 +102,7 @@ def admit(model: nn.Module, name: str) -> Record:
 def _record(model: nn.Module) -> Record:
     if carries(model):
         return record(model)
-    trained = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
+    trained = frozenset(name for name, p in base_parameters(model) if p.requires_grad)
     return Record(trained_before=trained)
 
 
@@ -128,7 +129,7 @@ def _require_parts(record_: Record, pairs: Sequence[tuple[Site, Method]]) -> Non
 
 def select(model: nn.Module, method: Selection, name: str) -> Adapter:
     """An adapter of the base's own parameters, with what they are now kept for `detach`."""
-    own = {key: p for key, p in model.named_parameters() if ".deltas." not in f".{key}."}
+    own = dict(base_parameters(model))
     chosen = {key: own[key] for key in method.chosen(model) if key in own}
     if not chosen:
         raise SiteNotFound(

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from trimtab.core.call import Call, repeated
 from trimtab.core.errors import InputError
 from trimtab.core.host import Companion
-from trimtab.core.layout import plain
 from trimtab.core.method import Prefix
 from trimtab.core.stack import gathered
+from trimtab.core.walk import plain, walk
 
 _OURS = "trimtab_"
 _KNOWN = ("eager", "sdpa")
@@ -30,7 +30,7 @@ _KNOWN = ("eager", "sdpa")
 def connect(model: nn.Module) -> None:
     """Wrap the attention function where prefixes are, and unwrap it where there are none."""
     wanted: dict[int, tuple[Any, bool]] = {}
-    for module in model.modules():
+    for _, module in walk(model):
         config = getattr(plain(module), "config", None)
         if hasattr(config, "_attn_implementation"):
             companion = module._modules.get("deltas")

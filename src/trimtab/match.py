@@ -11,11 +11,12 @@ from torch import nn
 
 from trimtab.core.errors import InputError, SiteNotFound, nearest
 from trimtab.core.heads import heads
-from trimtab.core.layout import ATTENTION, attentions, outputs, plain, runs
+from trimtab.core.layout import ATTENTION, attentions, outputs, runs
 from trimtab.core.method import Method
 from trimtab.core.operator import part_of
 from trimtab.core.readers import readers
 from trimtab.core.site import Geometry, Site, geometry
+from trimtab.core.walk import plain, walk
 
 Target = str | re.Pattern[str] | Sequence["str | re.Pattern[str]"]
 
@@ -67,11 +68,10 @@ def _modules(model: nn.Module) -> list[tuple[nn.Module, list[str]]]:
     """Every module of the base with all its names; the root is called `root`."""
     paths: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if ".deltas." not in f".{name}.":
-            module = plain(module)
-            modules[id(module)] = module
-            paths.setdefault(id(module), []).append(name or ROOT)
+    for name, module in walk(model, once=False):
+        module = plain(module)
+        modules[id(module)] = module
+        paths.setdefault(id(module), []).append(name or ROOT)
     return [(modules[key], names) for key, names in paths.items()]
 
 

@@ -14,9 +14,10 @@ from trimtab.core.adapter import RECORD, Adapter, Record
 from trimtab.core.delta import Delta, Tensors
 from trimtab.core.errors import InputError
 from trimtab.core.host import Companion, Host, ParameterHost
-from trimtab.core.layout import Run, plain, runs
+from trimtab.core.layout import Run, runs
 from trimtab.core.method import Beside, Combine, Method, Prefix, Prompt
 from trimtab.core.site import Site, geometry
+from trimtab.core.walk import base_parameters, plain, walk
 from trimtab.match import ROOT, sites
 
 Built = tuple[list[tuple[Site, Delta]], dict[str, Tensors]]
@@ -139,7 +140,7 @@ def _reads_entry(adapter: Adapter) -> bool:
 
 def reconnect(model: nn.Module, record: Record) -> None:
     """Hooks at stacks and attentions, as the adapters that are there need them."""
-    for module in model.modules():
+    for _, module in walk(model):
         for hook in (stack.LeaveStack, stack.Tap):
             watch.drop(plain(module), hook)
     for run in runs(model):
@@ -154,7 +155,7 @@ def reconnect(model: nn.Module, record: Record) -> None:
                 _tap(model, record, run)
         prefixes = [
             child
-            for name, child in module.named_modules()
+            for child in (one._modules.get("deltas") for _, one in walk(module))
             if isinstance(child, Companion) and child.site.geometry.kind == "attention"
         ]
         for hook in module._forward_pre_hooks.values():
@@ -180,9 +181,8 @@ def _tap(model: nn.Module, record: Record, run: Run) -> None:
 def guard(model: nn.Module, record: Record) -> None:
     """Freeze the base, and watch the model from now on."""
     model.__dict__[RECORD] = record
-    for name, parameter in model.named_parameters():
-        if ".deltas." not in f".{name}.":
-            parameter.requires_grad_(False)
+    for _, parameter in base_parameters(model):
+        parameter.requires_grad_(False)
     own = frozenset(stack.parameters_of(model))
     model.register_forward_pre_hook(stack.EnterModel(record.switch, own), with_kwargs=True)
     all_ = runs(model)
@@ -193,7 +193,7 @@ def guard(model: nn.Module, record: Record) -> None:
         enter = stack.EnterStack(record.switch, run.name or ROOT, names, read)
         module.register_forward_pre_hook(enter, with_kwargs=True)
     model.register_forward_hook(watch.PinVersion(record.switch))
-    for module in model.modules():
+    for _, module in walk(model):
         module = plain(module)
         if geometry(module).kind == "linear":
             module.register_forward_pre_hook(watch.contiguous_input)
@@ -212,7 +212,7 @@ def remove(model: nn.Module, record: Record, adapter: Adapter) -> None:
         if adapter.name in held._modules:
             held.drop(adapter.name)
     kept = {id(h) for other in record.adapters.values() for h in other.hosts.values()}
-    for path, module in list(model.named_modules(remove_duplicate=False)):
+    for path, module in list(walk(model, once=False)):
         if isinstance(module, Host):
             for key in [k for k in module.tapped if k.partition(":")[0] == adapter.name]:
                 del module.tapped[key]
@@ -229,10 +229,10 @@ def remove(model: nn.Module, record: Record, adapter: Adapter) -> None:
 def release(model: nn.Module, record: Record) -> None:
     """The model is the base again."""
     del model.__dict__[RECORD]
-    for module in model.modules():
+    for _, module in walk(model):
         for hook in HOOKS:
             watch.drop(module, hook)
-    for name, parameter in model.named_parameters():
+    for name, parameter in base_parameters(model):
         parameter.requires_grad_(name in record.trained_before)
 
 
@@ -246,7 +246,7 @@ HOOKS: tuple[Any, ...] = (
 def tied(model: nn.Module) -> dict[int, list[str]]:
     """Of every parameter that several modules hold (tied weights): their names."""
     found: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
+    for name, module in walk(model):
         for parameter in module.parameters(recurse=False):
             found.setdefault(id(parameter), []).append(name)
     return {key: names for key, names in found.items() if len(names) > 1}

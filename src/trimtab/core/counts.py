@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from trimtab.core.adapter import record, unwrap, whole
+from trimtab.core.walk import base_parameters
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,12 @@ def summary(model: nn.Module, name: str | None = None) -> Summary:
     counts = {name: parameter.numel() for name, parameter in adapter.selected.items()}
     for site, delta in adapter.deltas():
         counts[site] = counts.get(site, 0) + sum(p.numel() for p in delta.parameters())
-    named = unwrap(model).named_parameters()
-    base = {id(p): p.numel() for name, p in named if ".deltas." not in f".{name}"}
+    base = [parameter.numel() for _, parameter in base_parameters(unwrap(model))]
     return Summary(
         name=adapter.name,
         methods=tuple(sorted({method.name for _, method in adapter.entries})),
         sites=counts,
         trainable=sum(p.numel() for p in adapter.parameters()),
         bytes=sum(t.numel() * t.element_size() for t in adapter.tensors().values()),
-        total=sum(base.values()),
+        total=sum(base),
     )

@@ -36,12 +36,12 @@ class Tensors(nn.Module):
         return {name: tensor for name, tensor in own.items() if tensor is not None}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Tensors:
-        """`.to(bfloat16)` moves the masters and leaves them their precision."""
-        masters = {name: p.data for name, p in self.named_parameters()}
+        """`.to(bfloat16)` moves the tensors and leaves them their precision."""
+        before = {name: tensor.data for name, tensor in self.tensors().items()}
         super()._apply(fn, recurse)
-        for name, parameter in self.named_parameters():
-            if parameter.dtype != torch.promote_types(parameter.dtype, torch.float32):
-                parameter.data = masters[name].to(parameter.device)
+        for name, tensor in self.tensors().items():
+            if tensor.dtype != before[name].dtype:
+                tensor.data = before[name].to(tensor.device)
         return self
 
     def cast(self, dtype: torch.dtype) -> dict[str, Tensor]:

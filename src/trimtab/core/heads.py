@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from trimtab.core.walk import walk
+
 
 def heads(model: nn.Module) -> list[str]:
     """Names of the head's modules.
@@ -21,6 +23,6 @@ def heads(model: nn.Module) -> list[str]:
                 if child is not body and any(True for _ in child.parameters())
             ]
         output = getattr(model, "get_output_embeddings", lambda: None)()
-        return [name for name, module in model.named_modules() if module is output][:1]
-    linears = [name for name, module in model.named_modules() if hasattr(module, "out_features")]
+        return [name for name, module in walk(model) if module is output][:1]
+    linears = [name for name, module in walk(model) if hasattr(module, "out_features")]
     return linears[-1:]

@@ -74,6 +74,7 @@ class Companion(Deltas):
     def __init__(self, site: Site, switch: Switch) -> None:
         super().__init__()
         self.site, self.switch = site.bare(), switch
+        self._register_state_dict_hook(_leave_out_all)
 
     def acts(self) -> bool:
         return not self.switch.merged and any(n in self._modules for n in self.switch.active)
@@ -295,5 +296,14 @@ def _first(forward: Callable[..., Any]) -> str:
 def _leave_out_merged(host: Host, state: dict[str, Tensor], prefix: str, _: Any) -> None:
     """Merged deltas are in the weights already: stored beside them they would act twice."""
     if host.switch.merged:
-        for key in [key for key in state if key.startswith(f"{prefix}deltas.")]:
-            del state[key]
+        _leave_out(state, f"{prefix}deltas.")
+
+
+def _leave_out_all(held: Companion, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    if held.switch.merged:
+        _leave_out(state, prefix)
+
+
+def _leave_out(state: dict[str, Tensor], prefix: str) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        del state[key]

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from trimtab.core.host import Host
 from trimtab.core.site import Geometry, geometry
 from trimtab.core.stack import parameters_of
+from trimtab.core.walk import plain, walk
 
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _CROSS = re.compile(r"encdec|cross|encoder_attn|encoder_attention", re.IGNORECASE)
@@ -47,14 +47,9 @@ class Output:
     entry: str
 
 
-def plain(module: nn.Module) -> nn.Module:
-    """The base's own module, whether or not a host stands in its place."""
-    return module.base if isinstance(module, Host) else module
-
-
 def runs(model: nn.Module) -> list[Run]:
     """The stacks of a model, in its order."""
-    named = {name: plain(module) for name, module in model.named_modules()}
+    named = {name: plain(module) for name, module in walk(model)}
     lists = [name for name, module in named.items() if _blocks(module)]
     outermost = [n for n in lists if not any(n.startswith(f"{other}.") for other in lists)]
     return [_run(model, named, name, outermost) for name in outermost]
@@ -70,7 +65,7 @@ def _blocks(module: nn.Module) -> bool:
     if isinstance(module, nn.Sequential) and len(items) < 2:
         return False
     first = items[0]
-    inside = any(child is not first and _linear(child) for child in first.modules())
+    inside = any(child is not first and _linear(child) for _, child in walk(first))
     return inside and not isinstance(first, nn.ModuleList | nn.Sequential)
 
 
@@ -112,8 +107,8 @@ def _maps(path: str, block: nn.Module) -> list[tuple[str, Geometry]]:
     """The linear maps of a block, by name, in order of definition."""
     return [
         (f"{path}.{name}", geometry(plain(module)))
-        for name, module in block.named_modules()
-        if ".deltas." not in f".{name}." and _linear(module)
+        for name, module in walk(block)
+        if _linear(module)
     ]
 
 
@@ -145,7 +140,7 @@ def _sublayer(block: str, name: str) -> str:
 def attentions(model: nn.Module) -> Iterator[tuple[str, Geometry, str]]:
     """(name, geometry, role) of every module that computes attention through transformers'
     registry of attention functions."""
-    for name, module in model.named_modules():
+    for name, module in walk(model):
         module = plain(module)
         code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
         if code is None or "ALL_ATTENTION_FUNCTIONS" not in code.co_names:

@@ -10,16 +10,16 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from trimtab.core.layout import plain
 from trimtab.core.site import Geometry, geometry
+from trimtab.core.walk import plain, walk
 
 
 def readers(model: nn.Module) -> Iterator[tuple[str, str, str, Geometry]]:
     """(site, module that reads, parameter beneath it, geometry), outermost readers first."""
     done: list[str] = []
-    for name, module in model.named_modules():
+    for name, module in walk(model):
         module = plain(module)
-        if ".deltas." in f".{name}." or any(name.startswith(f"{top}.") for top in done):
+        if any(name.startswith(f"{top}.") for top in done):
             continue
         found = list(_read(module))
         if found:

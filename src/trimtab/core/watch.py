@@ -14,6 +14,7 @@ from trimtab.core.call import Call
 from trimtab.core.errors import StateError
 from trimtab.core.host import Host, Switch
 from trimtab.core.training import penalties
+from trimtab.core.walk import walk
 
 
 class PinVersion:
@@ -109,7 +110,7 @@ class InputGradients:
             and isinstance(output, Tensor)
             and output.is_floating_point()
             and not output.requires_grad
-            and any(_checkpoints(part) for part in self.model.modules())
+            and any(_checkpoints(part) for _, part in walk(self.model))
         ):
             output.requires_grad_(True)
 
@@ -130,7 +131,7 @@ def contiguous_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...
 
 def overlook(model: nn.Module, host: Host) -> None:
     """A host that is gone is no longer waited for."""
-    for module in model.modules():
+    for _, module in walk(model):
         for hook in list(module._forward_hooks.values()):
             if isinstance(hook, NoticeSkipped):
                 hook.hosts = {

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.errors import AdapterMismatch
+from trimtab.core.walk import base_parameters
 
 _SAMPLES = 8
 _TOLERANCE = 2.0**-7  # one step of bf16
@@ -25,7 +26,7 @@ def describe(model: nn.Module, replaced: Collection[str], originals: Mapping[str
     the adapter itself) by shape alone. `originals` holds what selected parameters were before
     training.
     """
-    own = {name: p for name, p in model.named_parameters() if ".deltas." not in f".{name}."}
+    own = dict(base_parameters(model))
     return {
         name: {
             "shape": list(parameter.shape),

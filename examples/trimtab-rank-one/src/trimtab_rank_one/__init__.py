@@ -1,6 +1,6 @@
 """An update of rank one: the smallest method that Trimtab can train.
 
-    W' = W + u vᵀ,   u (out,) from zero, v (in,) at random
+W' = W + u vᵀ,   u (out,) from zero, v (in,) at random
 """
 
 from __future__ import annotations

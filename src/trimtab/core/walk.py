@@ -1,0 +1,42 @@
+"""Going over a model without its deltas: what is done here does not grow with the number of
+adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from trimtab.core.host import Deltas, Host
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """The base's own module, whether or not a host stands in its place."""
+    return module.base if isinstance(module, Host) else module
+
+
+def walk(model: nn.Module, *, once: bool = True) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module) of the model and all beneath it, hosts as they stand, deltas left out; each
+    module once, or at every place where it hangs."""
+    seen: set[int] = set()
+    todo = [("", model)]
+    while todo:
+        name, module = todo.pop()
+        if once and id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield name, module
+        for key, child in reversed(module._modules.items()):
+            if child is not None and not isinstance(child, Deltas):
+                todo.append((f"{name}.{key}" if name else key, child))
+
+
+def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """(name, parameter) of the base, each once."""
+    seen: set[int] = set()
+    for name, module in walk(model):
+        for key, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield (f"{name}.{key}" if name else key), parameter
