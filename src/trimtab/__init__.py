@@ -25,6 +25,8 @@ from trimtab.methods.ia3 import IA3 as IA3
 from trimtab.methods.loha import LoHa as LoHa
 from trimtab.methods.lora import LoRA as LoRA
 from trimtab.methods.whole import Whole as Whole
+from trimtab.reference import Reference as Reference
+from trimtab.reference import using as using
 from trimtab.store import load as load
 from trimtab.store import save as save
 

@@ -90,6 +90,7 @@ def _upon_base(model: nn.Module, record_: Record) -> Iterator[None]:
 def admit(model: nn.Module, name: str) -> Record:
     """The record under which a new adapter of this name can be put on the model now."""
     record_ = _record(model)
+    record_.switch.refuse_held()
     if not _NAME.fullmatch(name):
         raise InputError(f"an adapter's name has letters, digits, '_' and '-' only, not {name!r}")
     if name in record_.adapters:
@@ -235,6 +236,18 @@ def activate(model: nn.Module, composition: str | Stack | None) -> None:
     The parameters of what is active train; those of what is not do not.
     """
     record_ = record(model)
+    record_.switch.refuse_held()
+    names = composed(record_, composition)
+    before = record_.switch.active
+    for name in (name for name in before if name not in names):
+        _set_trained(record_.adapters[name], active=False)
+    for name in (name for name in names if name not in before):
+        _set_trained(record_.adapters[name], active=True)
+    record_.switch.set(names)
+
+
+def composed(record_: Record, composition: str | Stack | None) -> tuple[str, ...]:
+    """The adapters of a composition, once it is known that they can act together now."""
     names = order(composition)
     adapters = [record_.adapter(name) for name in names]
     if record_.switch.merged:
@@ -244,12 +257,7 @@ def activate(model: nn.Module, composition: str | Stack | None) -> None:
     _refuse_two_heads(adapters)
     if sum(adapter.selection is not None for adapter in adapters) > 1:
         raise InputError("of adapters that change the base's own parameters only one can be active")
-    before = record_.switch.active
-    for name in (name for name in before if name not in names):
-        _set_trained(record_.adapters[name], active=False)
-    for name in (name for name in names if name not in before):
-        _set_trained(record_.adapters[name], active=True)
-    record_.switch.set(names)
+    return names
 
 
 def _refuse_two_heads(adapters: Sequence[Adapter]) -> None:
@@ -280,6 +288,7 @@ def detach(model: nn.Module, name: str | None = None, *, keep: bool = False) -> 
     on a merged model, removes every adapter and leaves the merged weights: the model for export.
     """
     record_ = record(model)
+    record_.switch.refuse_held()
     model = unwrap(model)
     if keep:
         if not record_.switch.merged:
@@ -325,6 +334,7 @@ def merge(model: nn.Module) -> nn.Module:
     Until `unmerge`, saving the model writes an ordinary checkpoint with the merged weights.
     """
     record_ = record(model)
+    record_.switch.refuse_held()
     if record_.switch.merged:
         raise StateError("the model is merged already")
     if not record_.switch.active:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,11 +22,34 @@ class Switch:
     def __init__(self) -> None:
         self.active: tuple[str, ...] = ()
         self.version = 0
+        self.latest = 0
+        self.held = False
         self.merged = False
 
     def set(self, active: tuple[str, ...], *, merged: bool = False) -> None:
         self.active, self.merged = active, merged
-        self.version += 1
+        self.version = self.latest = self.latest + 1
+
+    @contextlib.contextmanager
+    def instead(self, active: tuple[str, ...]) -> Iterator[None]:
+        """Others act for a while, under a version of their own; then all is as it was, version
+        included, so that a backward pass of what ran before still finds its own.
+        """
+        before = self.active, self.version, self.held
+        self.set(active)
+        self.held = True
+        try:
+            yield
+        finally:
+            self.active, self.version, self.held = before
+
+    def refuse_held(self) -> None:
+        """What would be changed now is put back when `instead` ends."""
+        if self.held:
+            raise StateError(
+                "within `trimtab.using` the adapters stay as they are, since its end puts back "
+                "what it found: do this after the block"
+            )
 
 
 class Host(nn.Module):
