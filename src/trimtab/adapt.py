@@ -118,6 +118,8 @@ def install(model: nn.Module, record_: Record, adapter: Adapter) -> Adapter:
             if ".deltas." not in name:
                 parameter.requires_grad_(False)
         model.register_forward_hook(watch.PinVersion(record_.switch))
+        if hasattr(model, "get_output_embeddings"):
+            model.register_forward_hook(watch.OutputSkipped())
         _guard_inputs(model)
     activate(model, adapter.name)
     return adapter

@@ -66,6 +66,7 @@ class Host(nn.Module):
         self.geometry = site.geometry
         self.switch = switch
         self.called = False
+        self.ran = False  # in this call of the model; only `watch.OutputSkipped` looks at it
         self.original: dict[str, Tensor] = {}
         self._parameters = base._parameters
         self._buffers = base._buffers
@@ -104,7 +105,7 @@ class Host(nn.Module):
         return operator
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.called = True
+        self.called = self.ran = True
         active = () if self.switch.merged else self.active()
         return self._stacked(active)(*args, **kwargs) if active else self.base(*args, **kwargs)
 
