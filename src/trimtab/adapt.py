@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
-from trimtab.core import watch
+from trimtab.core import sharded, watch
 from trimtab.core.adapter import RECORD, Adapter, Record, carries, record, unwrap
 from trimtab.core.compose import Stack, order
 from trimtab.core.delta import Delta
@@ -90,6 +90,7 @@ def _upon_base(model: nn.Module, record_: Record) -> Iterator[None]:
 def admit(model: nn.Module, name: str) -> Record:
     """The record under which a new adapter of this name can be put on the model now."""
     record_ = _record(model)
+    sharded.refuse(model)
     record_.switch.refuse_held()
     if not _NAME.fullmatch(name):
         raise InputError(f"an adapter's name has letters, digits, '_' and '-' only, not {name!r}")
@@ -341,6 +342,7 @@ def merge(model: nn.Module) -> nn.Module:
         raise StateError("the model is merged already")
     if not record_.switch.active:
         raise StateError("no adapter is active: activate what is to be merged")
+    sharded.reshard(model)
     done: list[Host] = []
     try:
         shared = _shared(model)
@@ -369,6 +371,7 @@ def unmerge(model: nn.Module) -> nn.Module:
     record_ = record(model)
     if not record_.switch.merged:
         raise StateError("the model is not merged")
+    sharded.reshard(model)
     for host in _hosts(record_):
         host.unmerge()
     record_.switch.set(record_.switch.active)

@@ -126,8 +126,8 @@ def record(model: nn.Module) -> Record:
             if _at(base, path) is not known:
                 raise StateError(
                     f"{path!r}, of adapter {adapter.name!r}, was replaced since the adapter was "
-                    "attached (resizing a vocabulary replaces the output layer): resize first, "
-                    "then attach"
+                    "attached: resize a vocabulary first, then attach; FSDP2 replaces all "
+                    "parameters, so that methods which train the base's own do not work under it"
                 )
     return found
 

@@ -27,7 +27,7 @@ def save(
     """Write an adapter (the only one, if no name is given) as safetensors and JSON.
 
     `format="peft"` writes the files of HF PEFT, and refuses what that format cannot express.
-    Returns the folder.
+    Under FSDP2 all processes call it together. Returns the folder.
     """
     adapter = record(model).adapter(name)
     folder = Path(folder)
