@@ -37,6 +37,8 @@ from trimtab.methods.prompt import PromptTuning as PromptTuning
 from trimtab.methods.side import Side as Side
 from trimtab.methods.vera import VeRA as VeRA
 from trimtab.methods.whole import Whole as Whole
+from trimtab.reference import Reference as Reference
+from trimtab.reference import using as using
 from trimtab.store import load as load
 from trimtab.store import save as save
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from torch import nn
 
 from trimtab.choose import Methods, Plan, choose
-from trimtab.core.adapter import RECORD, Adapter, Record, carries, record, unwrap, whole
-from trimtab.core.compose import Composition, Fuse, Route, Stack, order
+from trimtab.core import sharded
+from trimtab.core.adapter import RECORD, Adapter, Record, carries, intact, record, unwrap
+from trimtab.core.compose import Composition, Route, Stack, order
 from trimtab.core.errors import InputError, SiteNotFound, StateError
 from trimtab.core.host import Host
 from trimtab.core.method import Combine, Method, Selection
 from trimtab.core.site import Site
 from trimtab.core.walk import base_parameters
 from trimtab.match import Target
-from trimtab.methods.whole import Whole
 from trimtab.place import build, guard, hosts_of, place, reconnect, release, remove, tied
+from trimtab.together import composed, only_combined
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
@@ -88,6 +88,8 @@ def _upon_base(model: nn.Module, record_: Record) -> Iterator[None]:
 def admit(model: nn.Module, name: str) -> Record:
     """The record under which a new adapter of this name can be put on the model now."""
     record_ = _record(model)
+    sharded.refuse(model)
+    record_.switch.refuse_held()
     if not _NAME.fullmatch(name):
         raise InputError(f"an adapter's name has letters, digits, '_' and '-' only, not {name!r}")
     if name in record_.adapters:
@@ -148,71 +150,14 @@ def activate(model: nn.Module, composition: Composition | None) -> None:
     The parameters of what is active train; those of what is not, or is only combined, do not.
     """
     record_ = record(model)
-    names = order(composition)
-    adapters = [record_.adapter(name) for name in names]
-    if record_.switch.merged:
-        raise StateError("the model is merged: unmerge it before activating another adapter")
-    whole(model, [*adapters, *record_.acting()])
-    _refuse(composition, names, record_)
-    before = record_.switch.active
-    parts = _only_combined(composition, record_)
-    for name in (name for name in before if name not in names):
+    record_.switch.refuse_held()
+    names = composed(model, composition)
+    parts = only_combined(composition, record_)
+    for name in (name for name in record_.switch.active if name not in names):
         _set_trained(record_.adapters[name], active=False)
-    for name in dict.fromkeys(names):
+    for name in names:
         _set_trained(record_.adapters[name], active=True, trains=name not in parts)
     record_.switch.set(composition)
-
-
-def _refuse(composition: Composition | None, names: Sequence[str], record_: Record) -> None:
-    """What cannot act together."""
-    adapters = [record_.adapters[name] for name in names]
-    if len(set(names)) < len(names):
-        raise InputError(f"an adapter acts once in a composition, not twice: {tuple(names)}")
-    selections = [adapter for adapter in adapters if adapter.selection is not None]
-    if len(selections) > 1:
-        raise InputError("of adapters that change the base's own parameters only one can be active")
-    if selections and not isinstance(composition, str | Stack):
-        raise InputError(
-            f"{selections[0].name!r} changes the base's own parameters, which are the same for "
-            f"all: it cannot be one part of a {type(composition).__name__}"
-        )
-    if isinstance(composition, Stack):
-        _refuse_two_heads(adapters)
-    for fuse in _fuses(composition):
-        over = record_.adapter(fuse.by).over
-        if set(over) != set(fuse.parts):
-            raise InputError(f"{fuse.by!r} combines {over or 'nothing'}, not {fuse.parts}")
-
-
-def _fuses(node: Any) -> Iterator[Fuse]:
-    if isinstance(node, Fuse):
-        yield node
-    for part in getattr(node, "parts", ()):
-        yield from _fuses(part)
-
-
-def _only_combined(composition: Composition | None, record_: Record) -> set[str]:
-    """Adapters that act as parts of another, which leaves them as they are."""
-    frozen: set[str] = set()
-    for fuse in _fuses(composition):
-        methods = [method for _, method in record_.adapter(fuse.by).entries]
-        if not any(isinstance(m, Combine) and m.trains_parts for m in methods):
-            frozen |= set(fuse.parts)
-    return frozen
-
-
-def _refuse_two_heads(adapters: Sequence[Adapter]) -> None:
-    """A module trained whole replaces what lies beneath it, and so stands alone at its site."""
-    owner: dict[str, tuple[Adapter, str]] = {}
-    for adapter in adapters:
-        for site, method in adapter.entries:
-            other, kind = owner.get(site, (adapter, ""))
-            if other is not adapter and Whole.name in (kind, method.name):
-                raise InputError(
-                    f"{site!r} is trained whole by one adapter of the stack, and another acts "
-                    "there too"
-                )
-            owner[site] = (adapter, method.name)
 
 
 def _set_trained(adapter: Adapter, *, active: bool, trains: bool = True) -> None:
@@ -230,6 +175,7 @@ def detach(model: nn.Module, name: str | None = None, *, keep: bool = False) -> 
     on a merged model, removes every adapter and leaves the merged weights: the model for export.
     """
     record_ = record(model)
+    record_.switch.refuse_held()
     model = unwrap(model)
     if keep:
         if not record_.switch.merged:
@@ -245,7 +191,7 @@ def detach(model: nn.Module, name: str | None = None, *, keep: bool = False) -> 
 
 
 def _remove(model: nn.Module, record_: Record, name: str, keep: bool) -> None:
-    whole(model, [record_.adapters[name]])
+    intact(model, [record_.adapters[name]])
     users = [other.name for other in record_.adapters.values() if name in other.over]
     if users and not keep:
         raise StateError(f"adapter {users[0]!r} combines {name!r}: detach it first")
@@ -275,12 +221,14 @@ def merge(model: nn.Module) -> nn.Module:
     Until `unmerge`, saving the model writes an ordinary checkpoint with the merged weights.
     """
     record_ = record(model)
+    record_.switch.refuse_held()
     if record_.switch.merged:
         raise StateError("the model is merged already")
     if not record_.switch.active:
         raise StateError("no adapter is active: activate what is to be merged")
-    whole(model, record_.acting())
+    intact(model, record_.acting())
     _refuse_unmergeable(record_)
+    sharded.reshard(model)
     done: list[Host] = []
     try:
         shared = tied(unwrap(model))
@@ -316,6 +264,7 @@ def unmerge(model: nn.Module) -> nn.Module:
     record_ = record(model)
     if not record_.switch.merged:
         raise StateError("the model is not merged")
+    sharded.reshard(model)
     for host in _hosts(record_):
         host.unmerge()
     record_.switch.set(record_.switch.composition)

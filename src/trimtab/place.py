@@ -193,6 +193,8 @@ def guard(model: nn.Module, record: Record) -> None:
         enter = stack.EnterStack(record.switch, run.name or ROOT, names, read)
         module.register_forward_pre_hook(enter, with_kwargs=True)
     model.register_forward_hook(watch.PinVersion(record.switch))
+    if hasattr(model, "get_output_embeddings"):
+        model.register_forward_hook(watch.OutputSkipped())
     for _, module in walk(model):
         module = plain(module)
         if geometry(module).kind == "linear":
@@ -237,7 +239,8 @@ def release(model: nn.Module, record: Record) -> None:
 
 
 HOOKS: tuple[Any, ...] = (
-    *(watch.PinVersion, watch.NoticeSkipped, watch.InputGradients, watch.contiguous_input),
+    *(watch.PinVersion, watch.NoticeSkipped, watch.OutputSkipped, watch.InputGradients),
+    watch.contiguous_input,
     *(stack.EnterModel, stack.EnterStack, stack.LeaveStack, stack.Tap),
 )
 """All that we hang on a model, to be dropped with its last adapter."""

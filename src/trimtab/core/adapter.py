@@ -140,7 +140,7 @@ def record(model: nn.Module) -> Record:
     return found
 
 
-def whole(model: nn.Module, adapters: Iterable[Adapter]) -> None:
+def intact(model: nn.Module, adapters: Iterable[Adapter]) -> None:
     """Raise where a host of these adapters is no longer in the model."""
     base = unwrap(model)
     for adapter in adapters:
@@ -151,8 +151,8 @@ def whole(model: nn.Module, adapters: Iterable[Adapter]) -> None:
             if _at(base, path) is not known:
                 raise StateError(
                     f"{path!r}, of adapter {adapter.name!r}, was replaced since the adapter was "
-                    "attached (resizing a vocabulary replaces the output layer): resize first, "
-                    "then attach"
+                    "attached: resize a vocabulary first, then attach; FSDP2 replaces all "
+                    "parameters, so that methods which train the base's own do not work under it"
                 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from trimtab.core.adapter import record, unwrap, whole
+from trimtab.core.adapter import intact, record, unwrap
 from trimtab.core.walk import base_parameters
 
 
@@ -38,7 +38,7 @@ class Summary:
 def summary(model: nn.Module, name: str | None = None) -> Summary:
     """Sites, parameters and bytes of an adapter (the only one, if no name is given)."""
     adapter = record(model).adapter(name)
-    whole(model, [adapter])
+    intact(model, [adapter])
     counts = {name: parameter.numel() for name, parameter in adapter.selected.items()}
     for site, delta in adapter.deltas():
         counts[site] = counts.get(site, 0) + sum(p.numel() for p in delta.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ class Switch:
         self.composition: Composition | None = None
         self.active: tuple[str, ...] = ()
         self.version = 0
+        self.latest = 0
+        self.held = False
         self.merged = False
         self.call = Call()
         self.inside = False  # whether the root's forward is running
@@ -36,7 +39,28 @@ class Switch:
     def set(self, composition: Composition | None, *, merged: bool = False) -> None:
         self.composition, self.merged = composition, merged
         self.active = tuple(dict.fromkeys(order(composition)))
-        self.version += 1
+        self.version = self.latest = self.latest + 1
+
+    @contextlib.contextmanager
+    def instead(self, composition: Composition | None) -> Iterator[None]:
+        """Others act for a while, under a version of their own; then all is as it was, version
+        included, so that a backward pass of what ran before still finds its own.
+        """
+        before = dict(self.__dict__)
+        self.set(composition)
+        self.held = True
+        try:
+            yield
+        finally:
+            self.__dict__.update(before, latest=self.latest)
+
+    def refuse_held(self) -> None:
+        """What would be changed now is put back when `instead` ends."""
+        if self.held:
+            raise StateError(
+                "within `trimtab.using` the adapters stay as they are, since its end puts back "
+                "what it found: do this after the block"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is in no call."""
@@ -99,6 +123,7 @@ class Host(nn.Module):
         self.__dict__["base"] = base  # beside the module tree: a child would rename the parameters
         self.switch = switch
         self.called = False
+        self.ran = False  # in this call of the model; only `watch.OutputSkipped` looks at it
         self.original: dict[str, Tensor] = {}
         self.geometries: dict[str, Geometry] = {}
         self.tapped: dict[str, str] = {}
@@ -142,7 +167,7 @@ class Host(nn.Module):
         return over(self.switch.composition, base, self.deltas.of, self.switch.call)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.called = True
+        self.called = self.ran = True
         if self.tapped:
             self._tap(args, kwargs)
         if not self.acts():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.adapter import Adapter, record, unwrap, whole
+from trimtab.core.adapter import Adapter, intact, record, unwrap
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method, Values
 
@@ -13,7 +13,7 @@ from trimtab.core.method import Method, Values
 def parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that train: what an optimizer gets."""
     acting = list(record(model).acting())
-    whole(model, acting)
+    intact(model, acting)
     return [
         parameter
         for adapter in acting

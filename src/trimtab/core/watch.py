@@ -96,6 +96,26 @@ class NoticeSkipped:
                 )
 
 
+class OutputSkipped:
+    """At the root, in every call: trainers exchange the model's forward for one that multiplies by
+    the output layer's weight itself, long after the layer has been seen to run.
+    """
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        host = module.get_output_embeddings()  # type: ignore[operator]
+        if isinstance(host, Host):
+            if host.acts() and not host.ran:
+                raise StateError(
+                    f"{type(module).__name__} ran without calling its output layer, whose weight "
+                    "something reads directly (the chunked losses of TRL and Liger do), so that an "
+                    "adapter there has no effect and never trains: choose a target or `train` that "
+                    "leaves it out"
+                )
+            host.ran = False
+
+
 class InputGradients:
     """At the input embedding: checkpointing that re-enters autograd trains a block only where its
     input asks for a gradient, and a frozen embedding's output does not."""

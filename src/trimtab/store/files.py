@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trimtab.core.errors import InputError, TrimtabError
+from trimtab.core.sharded import whole
 
 
 @contextmanager
@@ -21,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A neighbour of `path` to write to, which takes its place when all went well: a reader sees
     the old file or the new one, never a part.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -43,7 +45,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    own = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    own = {name: whole(tensor).cpu().contiguous() for name, tensor in sorted(tensors.items())}
     with replacing(path) as partial:
         save_file(own, partial, metadata={"format": "pt"})
         partial.chmod(0o644)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.errors import AdapterMismatch
+from trimtab.core.sharded import whole
 from trimtab.core.walk import base_parameters
 
 _SAMPLES = 8
@@ -39,7 +40,7 @@ def describe(model: nn.Module, replaced: Collection[str], originals: Mapping[str
 def _sample(parameter: Tensor) -> list[float] | None:
     if not parameter.is_floating_point() or parameter.numel() == 0:
         return None
-    flat = parameter.detach().reshape(-1)
+    flat = whole(parameter).reshape(-1)
     at = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel())).long()
     values = flat[at.to(flat.device)].to(torch.bfloat16).float().cpu()
     return [float(f"{value:.4g}") for value in values.tolist()]

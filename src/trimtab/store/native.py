@@ -47,7 +47,7 @@ def base(model: nn.Module, adapter: Adapter) -> dict[str, Any]:
     described = fingerprint.describe(model, own, record(model).originals())
     config = getattr(model, "config", None)
     return {
-        "class": type(model).__name__,
+        "class": type(model).__name__.removeprefix("FSDP"),  # which FSDP2 puts before it
         "name": getattr(config, "_name_or_path", None) or None,
         "fingerprint": fingerprint.fingerprint(described),
         "parameters": described,

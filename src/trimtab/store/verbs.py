@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.adapt import admit, install, select
-from trimtab.core.adapter import Adapter, carries, record, unwrap, whole
+from trimtab.core.adapter import Adapter, carries, intact, record, unwrap
 from trimtab.core.errors import AdapterMismatch, InputError
 from trimtab.core.method import Selection
 from trimtab.core.site import Site
@@ -27,10 +27,10 @@ def save(
     """Write an adapter (the only one, if no name is given) as safetensors and JSON.
 
     `format="peft"` writes the files of HF PEFT, and refuses what that format cannot express.
-    Returns the folder.
+    Under FSDP2 all processes call it together. Returns the folder.
     """
     adapter = record(model).adapter(name)
-    whole(model, [adapter])
+    intact(model, [adapter])
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: an adapter is saved into a folder")

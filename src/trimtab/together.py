@@ -1,0 +1,78 @@
+"""Which adapters can act together, and which of them train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from trimtab.core.adapter import Adapter, Record, intact, record
+from trimtab.core.compose import Composition, Fuse, Stack, order
+from trimtab.core.errors import InputError, StateError
+from trimtab.core.method import Combine
+from trimtab.methods.whole import Whole
+
+
+def composed(model: nn.Module, composition: Composition | None) -> tuple[str, ...]:
+    """The adapters of a composition, once it is known that they can act together now."""
+    record_ = record(model)
+    names = order(composition)
+    adapters = [record_.adapter(name) for name in names]
+    if record_.switch.merged:
+        raise StateError("the model is merged: unmerge it before activating another adapter")
+    intact(model, [*adapters, *record_.acting()])
+    _refuse(composition, names, record_)
+    return names
+
+
+def _refuse(composition: Composition | None, names: Sequence[str], record_: Record) -> None:
+    """What cannot act together."""
+    adapters = [record_.adapters[name] for name in names]
+    if len(set(names)) < len(names):
+        raise InputError(f"an adapter acts once in a composition, not twice: {tuple(names)}")
+    selections = [adapter for adapter in adapters if adapter.selection is not None]
+    if len(selections) > 1:
+        raise InputError("of adapters that change the base's own parameters only one can be active")
+    if selections and not isinstance(composition, str | Stack):
+        raise InputError(
+            f"{selections[0].name!r} changes the base's own parameters, which are the same for "
+            f"all: it cannot be one part of a {type(composition).__name__}"
+        )
+    if isinstance(composition, Stack):
+        _refuse_two_heads(adapters)
+    for fuse in _fuses(composition):
+        over = record_.adapter(fuse.by).over
+        if set(over) != set(fuse.parts):
+            raise InputError(f"{fuse.by!r} combines {over or 'nothing'}, not {fuse.parts}")
+
+
+def _fuses(node: Any) -> Iterator[Fuse]:
+    if isinstance(node, Fuse):
+        yield node
+    for part in getattr(node, "parts", ()):
+        yield from _fuses(part)
+
+
+def only_combined(composition: Composition | None, record_: Record) -> set[str]:
+    """Adapters that act as parts of another, which leaves them as they are."""
+    frozen: set[str] = set()
+    for fuse in _fuses(composition):
+        methods = [method for _, method in record_.adapter(fuse.by).entries]
+        if not any(isinstance(m, Combine) and m.trains_parts for m in methods):
+            frozen |= set(fuse.parts)
+    return frozen
+
+
+def _refuse_two_heads(adapters: Sequence[Adapter]) -> None:
+    """A module trained whole replaces what lies beneath it, and so stands alone at its site."""
+    owner: dict[str, tuple[Adapter, str]] = {}
+    for adapter in adapters:
+        for site, method in adapter.entries:
+            other, kind = owner.get(site, (adapter, ""))
+            if other is not adapter and Whole.name in (kind, method.name):
+                raise InputError(
+                    f"{site!r} is trained whole by one adapter of the stack, and another acts "
+                    "there too"
+                )
+            owner[site] = (adapter, method.name)
