@@ -57,6 +57,11 @@ class Names:
     """The tensor that is (1, in) at sites listed as `feedforward_modules` and (out, 1) elsewhere;
     the method tells them apart by its hyper-parameter `scales`.
     """
+    transposed: bool = False
+    """Whether its configuration has `fan_in_fan_out`."""
+    shift: str | None = None
+    """A bias of the update itself: it shifts the output by this tensor times the method's `scale`.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

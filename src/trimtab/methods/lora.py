@@ -38,6 +38,8 @@ class LoRA(Additive):
             "dropout": "lora_dropout",
             "rslora": "use_rslora",
         },
+        transposed=True,
+        shift="lora_B.bias",
     )
 
     rank: int = 8
