@@ -73,6 +73,11 @@ def load(
         raise InputError(
             f"{folder} holds no adapter: neither {native.CONFIG} nor {hf.CONFIG} is there"
         )
+    return set_trainable(adapter, trainable)
+
+
+def set_trainable(adapter: Adapter, trainable: bool) -> Adapter:
+    """Whether a loaded adapter's parameters go on training."""
     adapter.trainable = trainable
     for parameter in adapter.parameters():
         parameter.requires_grad_(trainable)
@@ -100,9 +105,16 @@ def _load_native(model: nn.Module, folder: Path, name: str | None, force: bool) 
 def _load_hf(model: nn.Module, folder: Path, name: str | None) -> Adapter:
     config, tensors = hf.read(folder)
     name = name or "default"
+    admit(model, name)
+    return place_read(model, name, *hf.interpret(config, tensors, model, _known(model), name))
+
+
+def place_read(
+    model: nn.Module, name: str, pairs: native.Pairs, tensors: Mapping[str, Tensor]
+) -> Adapter:
+    """An adapter from what was read of a file, all of it checked before the model is touched."""
     record_ = admit(model, name)
-    pairs, renamed = hf.interpret(config, tensors, model, _known(model), name)
-    return place(model, record_, name, _build(model, pairs, renamed, name))
+    return place(model, record_, name, _build(model, pairs, tensors, name))
 
 
 def _known(model: nn.Module) -> dict[str, Site]:
