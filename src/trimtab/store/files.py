@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -76,3 +79,27 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path} is no whole safetensors file: {error}") from None
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """A state dict from a file of `torch.save`, of which only tensors are read: nothing in it can
+    run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is no file that holds a state dict")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of old formats, which are refused or read
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{path} holds more than tensors and is not loaded: a pickle can run code; save the "
+            "state dict alone"
+        ) from None
+    except Exception as error:  # a broken archive fails in many ways
+        raise InputError(f"{path} is no whole state dict: {error}") from None
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
+        raise InputError(f"{path} must hold a state dict: names and tensors")
+    return state

@@ -7,8 +7,6 @@ parts.
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,32 +21,11 @@ from trimtab.match import sites
 from trimtab.methods.bitfit import BitFit
 from trimtab.methods.lora import LoRA
 from trimtab.methods.whole import Whole
+from trimtab.store.files import read_state_dict
 from trimtab.store.native import saved_method
 from trimtab.store.verbs import place_read, set_trainable
 
 Pairs = list[tuple[Site, Method]]
-
-
-def read(path: str | Path) -> dict[str, Tensor]:
-    """A state dict from a `.pt` file, of which only tensors are read: nothing in it can run."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is no file: loralib saves one file, a state dict")
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of old formats, which are refused or read
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"{path} holds more than tensors and is not loaded: a pickle can run code; save "
-            "loralib's lora_state_dict(model) alone"
-        ) from None
-    except Exception as error:  # a broken archive fails in many ways
-        raise InputError(f"{path} is no whole state dict: {error}") from None
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    ):
-        raise InputError(f"{path} must hold a state dict: names and tensors")
-    return state
 
 
 def interpret(
@@ -191,5 +168,5 @@ def load(
         name: what to call it here.
         trainable: whether its parameters go on training.
     """
-    pairs, tensors = interpret(read(path), model, alpha=alpha, enabled=enabled)
+    pairs, tensors = interpret(read_state_dict(path), model, alpha=alpha, enabled=enabled)
     return set_trainable(place_read(model, name, pairs, tensors), trainable)
