@@ -13,10 +13,11 @@ import peft
 import pytest
 import torch
 from peft import IA3Config, LoHaConfig, LoraConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import trimtab
+from trimtab.store.describe import describe
 
 # transformers deprecates what HF PEFT still asks of it
 pytestmark = [
@@ -263,6 +264,46 @@ def test_two_formats_on_one_model(peft_writes: Writes, tmp_path: Path) -> None:
     assert torch.equal(cases.logits(model, batch), cases.logits(native, batch))
     trimtab.activate(model, "default")
     torch.testing.assert_close(cases.logits(model, batch), theirs.logits, rtol=1e-5, atol=1e-5)
+
+
+def saved_here(tmp_path: Path, name: str = "reviews") -> Path:
+    model = cases.by_name("bert").model()
+    cases.perturb(trimtab.attach(model, trimtab.LoRA(), name=name, train=["classifier"]))
+    return trimtab.save(model, tmp_path / "ours", format="peft")
+
+
+def test_the_name_survives(tmp_path: Path) -> None:
+    folder, model = saved_here(tmp_path), cases.by_name("bert").model()
+    assert trimtab.load(model, folder).name == "reviews"
+    assert describe(folder).name == "reviews"
+    assert trimtab.load(cases.by_name("bert").model(), folder, name="other").name == "other"
+
+
+def test_another_base_is_noticed(tmp_path: Path) -> None:
+    folder, model = saved_here(tmp_path), cases.by_name("bert").model()
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight.mul_(1.1)
+        model.classifier.weight.zero_()  # which the adapter brings along
+    with pytest.raises(trimtab.AdapterMismatch, match=r"1 of .* parameters, first 'bert\.embed"):
+        trimtab.load(model, folder)
+    trimtab.load(model, folder, force=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "must hold a JSON object"),
+        ('{"name": 1, "base": {}}', "must have a 'name' and a 'base'"),
+        ('{"name": "a", "base": {}}', "'parameters' must be a dict"),
+        ('{"name": "../a", "base": {"parameters": {}, "fingerprint": ""}}', "name has letters"),
+    ],
+)
+def test_what_is_remembered_is_checked(text: str, match: str, tmp_path: Path) -> None:
+    path = saved_here(tmp_path) / "adapter_model.safetensors"
+    save_file(load_file(path), path, metadata={"trimtab": text})
+    with pytest.raises(trimtab.InputError, match=match):
+        trimtab.load(cases.by_name("bert").model(), path.parent)
 
 
 @pytest.mark.parametrize(

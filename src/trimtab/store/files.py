@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -45,23 +46,33 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf8", errors="replace")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     own = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     with replacing(path) as partial:
-        save_file(own, partial, metadata={"format": "pt"})
+        save_file(own, partial, metadata={"format": "pt", **(metadata or {})})
         partial.chmod(0o644)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or an error that names the file."""
     try:
-        data = json.loads(path.read_text(encoding="utf8"), parse_constant=_no_number)
+        return parse_json(path.read_text(encoding="utf8"), str(path))
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, UnicodeError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
+
+
+def parse_json(text: str, where: str) -> dict[str, Any]:
+    """A JSON object from a text, or an error that names where it stands."""
+    try:
+        data = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} cannot be read as JSON: {error}") from None
     if not isinstance(data, dict):
-        raise InputError(f"{path} must hold a JSON object, not {type(data).__name__}")
+        raise InputError(f"{where} must hold a JSON object, not {type(data).__name__}")
     return data
 
 
@@ -79,6 +90,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path} is no whole safetensors file: {error}") from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file keeps beside its tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"{path} is no whole safetensors file: {error}") from None
+
+
+def digest(path: Path) -> str:
+    """What tells one file from any other."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

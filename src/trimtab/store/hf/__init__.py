@@ -9,4 +9,5 @@ from trimtab.store.hf.planning import plan as plan
 from trimtab.store.hf.reading import TENSORS as TENSORS
 from trimtab.store.hf.reading import interpret as interpret
 from trimtab.store.hf.reading import read as read
+from trimtab.store.hf.reading import remembered as remembered
 from trimtab.store.hf.writing import write as write

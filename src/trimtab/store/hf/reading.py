@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.errors import AdapterMismatch
+from trimtab.core.errors import AdapterMismatch, InputError
 from trimtab.core.method import Method, Names
 from trimtab.core.site import Site
 from trimtab.methods.bitfit import BitFit
 from trimtab.methods.whole import Whole
-from trimtab.store.files import read_json, read_tensors
+from trimtab.store import native
+from trimtab.store.files import parse_json, read_json, read_metadata, read_tensors
 from trimtab.store.hf.fields import BIASES, CONFIG, arguments, chosen
 from trimtab.store.hf.renames import Renames
 from trimtab.store.hf.targets import is_target, linears, saved
@@ -24,11 +25,28 @@ TENSORS = "adapter_model.safetensors"
 _SECOND = (".original_module", ".modules_to_save")
 PREFIX = "base_model.model."
 
+REMEMBERED = "trimtab"  # the metadata's key; in the configuration HF PEFT would warn of it
+
 Pairs = list[tuple[Site, Method]]
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return read_json(folder / CONFIG), read_tensors(folder / TENSORS)
+
+
+def remembered(folder: Path) -> dict[str, Any] | None:
+    """The adapter's name and base, where Trimtab wrote the file: that format has no place for
+    them but beside the tensors.
+    """
+    where = folder / TENSORS
+    text = read_metadata(where).get(REMEMBERED)
+    if text is None:
+        return None
+    found = parse_json(text, f"{where}: {REMEMBERED!r}")
+    if not isinstance(found.get("name"), str) or not isinstance(found.get("base"), dict):
+        raise InputError(f"{where}: {REMEMBERED!r} must have a 'name' and a 'base'")
+    native.check_base(found["base"], where)
+    return found
 
 
 def interpret(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -15,9 +16,10 @@ from trimtab.core.errors import InputError
 from trimtab.core.method import Method, Names
 from trimtab.methods.bitfit import BitFit
 from trimtab.methods.whole import Whole
+from trimtab.store import native
 from trimtab.store.files import write_json, write_tensors
 from trimtab.store.hf.fields import CONFIG
-from trimtab.store.hf.reading import PREFIX, TENSORS
+from trimtab.store.hf.reading import PREFIX, REMEMBERED, TENSORS
 
 _TASKS = {
     "ForSequenceClassification": "SEQ_CLS",
@@ -44,7 +46,8 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
             "format='trimtab'"
         )
     config = _config(model, adapter, acting, names)
-    write_tensors(folder / TENSORS, _tensors(adapter, acting, names))
+    remembered = json.dumps({"name": adapter.name, "base": native.base(model, adapter)})
+    write_tensors(folder / TENSORS, _tensors(adapter, acting, names), {REMEMBERED: remembered})
     write_json(folder / CONFIG, dict(sorted(config.items())))
 
 
