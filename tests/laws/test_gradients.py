@@ -3,6 +3,8 @@ the delta trains, and nothing else."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import cases
 import pytest
 import torch
@@ -76,9 +78,9 @@ class Cut(trimtab.LoRA):
 class Leaking(trimtab.LoRA):
     """The base's weight is trained along."""
 
-    def forward(self, p: Values, x: Tensor, inner: trimtab.core.operator.Operator) -> Tensor:
+    def forward(self, p: Values, x: Tensor, inner: Any, call: Any) -> Tensor:
         inner.weight.requires_grad_(True)
-        return super().forward(p, x, inner)
+        return super().forward(p, x, inner, call)
 
 
 def test_controls() -> None:

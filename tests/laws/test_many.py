@@ -137,7 +137,7 @@ def test_what_activate_refuses() -> None:
     trimtab.attach(model, LORA, name="lora")
     with pytest.raises(trimtab.InputError, match="only one can be active"):
         trimtab.activate(model, trimtab.Stack("one", "two"))
-    with pytest.raises(trimtab.InputError, match="once in a stack"):
+    with pytest.raises(trimtab.InputError, match="once in a composition"):
         trimtab.activate(model, trimtab.Stack("lora", "lora"))
     with pytest.raises(trimtab.InputError, match=r"'lroa'; nearest: 'lora'"):
         trimtab.activate(model, "lroa")

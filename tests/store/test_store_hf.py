@@ -137,6 +137,11 @@ MORE: dict[str, tuple[str, Any]] = {
         LoraConfig(target_modules=["c_fc"], modules_to_save=["wte"], fan_in_fan_out=True),
     ),
     "bert loha": ("bert", LoHaConfig(target_modules=["query", "dense"], rank_pattern={"query": 2})),
+    "bert embeddings": (
+        "bert",
+        LoraConfig(target_modules=["word_embeddings", "query"], r=2, rank_pattern={"query": 3}),
+    ),
+    "vit patches": ("vit", LoraConfig(target_modules=["projection", "fc1"], r=2)),
     "bert all biases": (
         "bert",
         LoraConfig(target_modules=["query", "output.dense"], bias="all", r=2),
@@ -313,12 +318,24 @@ def test_what_is_remembered_is_checked(text: str, match: str, tmp_path: Path) ->
         (trimtab.Full(), r"\(full\) cannot be written"),
         ({"query": trimtab.LoRA(), "value": trimtab.IA3()}, r"\(ia3, lora\) cannot be written"),
         ({"query": trimtab.LoRA(), "value": trimtab.LoRA(dropout=0.1)}, "one dropout for all"),
+        (
+            {"word_embeddings": trimtab.LoHa(), "query": trimtab.LoHa()},
+            r"word_embeddings' \(embedding\) cannot be written",
+        ),
     ],
-    ids=["bitfit", "full", "two methods", "two dropouts"],
+    ids=["bitfit", "full", "two methods", "two dropouts", "embedding"],
 )
 def test_what_their_format_cannot_hold(method: Any, match: str, tmp_path: Path) -> None:
     model = cases.by_name("bert").model()
     trimtab.attach(model, method)
     with pytest.raises(trimtab.InputError, match=match):
+        trimtab.save(model, tmp_path / "new", format="peft")
+    assert not (tmp_path / "new").exists()
+
+
+def test_parts_of_a_fused_map_are_refused(tmp_path: Path) -> None:
+    model = cases.by_name("gpt2").model()
+    trimtab.attach(model, trimtab.LoRA(), r"re:.*c_attn\[query\]")
+    with pytest.raises(trimtab.InputError, match=r"c_attn\[query\]' .* cannot be written"):
         trimtab.save(model, tmp_path / "new", format="peft")
     assert not (tmp_path / "new").exists()

@@ -40,6 +40,11 @@ class LoRA(Additive):
         },
         transposed=True,
         shift="lora_B.bias",
+        at={
+            "embedding": {"A": "lora_embedding_A", "B": "lora_embedding_B"},
+            "conv": {"A": "lora_A.weight", "B": "lora_B.weight"},
+        },
+        patches="A",
     )
 
     rank: int = 8

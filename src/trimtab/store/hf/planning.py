@@ -17,7 +17,7 @@ from trimtab.methods.bitfit import BitFit
 from trimtab.methods.whole import Whole
 from trimtab.store.hf.defaults import feedforward, targets
 from trimtab.store.hf.fields import CONFIG, STARTS, arguments, chosen, is_off
-from trimtab.store.hf.targets import heads, is_target, linears, names
+from trimtab.store.hf.targets import heads, is_target, linears, modules, names
 
 Pairs = list[tuple[Site, Method]]
 
@@ -36,7 +36,7 @@ def plan(config: Any, model: nn.Module) -> Pairs:
                 f"{CONFIG}: {field}={fields[field]!r}: a new adapter starts as {cls.name} starts "
                 f"({field}={allowed[0]!r})"
             )
-    known = sites(model)
+    known = modules(sites(model))
     all_linear = linears(model, known, fields.get("task_type"))
     whole = _whole(fields, known)
     pairs: Pairs = []

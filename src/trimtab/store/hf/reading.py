@@ -19,7 +19,7 @@ from trimtab.store import native
 from trimtab.store.files import parse_json, read_json, read_metadata, read_tensors
 from trimtab.store.hf.fields import BIASES, CONFIG, arguments, chosen
 from trimtab.store.hf.renames import Renames
-from trimtab.store.hf.targets import is_target, linears, saved
+from trimtab.store.hf.targets import is_target, linears, modules, saved
 
 TENSORS = "adapter_model.safetensors"
 _SECOND = (".original_module", ".modules_to_save")
@@ -58,6 +58,8 @@ def interpret(
 ) -> tuple[Pairs, dict[str, Tensor]]:
     """(site, method) pairs, and the tensors under Trimtab's names."""
     cls, names = chosen(config)
+    wholes = {id(site) for site in modules(known.values())}
+    known = {path: site for path, site in known.items() if id(site) in wholes}
     reading = _Reading(config, cls, names, known, Renames(model), adapter)
     for key, tensor in tensors.items():
         reading.take(key, tensor)
@@ -92,7 +94,8 @@ class _Reading:
         if whole and self.config.get("bias") == "all" and path.endswith(_SECOND):
             return  # with bias="all" a saved module's bias is written three times
         site = self._site(key, path)
-        if leaf in self.names.tensors:
+        if leaf in self.names.tensors_at(site.geometry.kind):
+            tensor = tensor.flatten(1) if site.geometry.kind == "conv" else tensor
             oriented = self._orientation(tensor)
             method = arguments(self.config, self.cls, self.names, path, **oriented)
             self._put(site, method, leaf, tensor)
@@ -163,7 +166,8 @@ class _Reading:
         """Every module that the configuration names must have its tensors."""
         for path, site in self.known.items():
             taken = {method.name for at, method in self.pairs.values() if at.name == site.name}
-            if taken - {BitFit.name} or site.geometry.kind != "linear":
+            kind = site.geometry.kind
+            if taken - {BitFit.name} or (kind != "linear" and kind not in self.names.at):
                 continue
             if any(
                 is_target(self.config, name, all_linear)
@@ -190,7 +194,8 @@ class _Reading:
 def _split(key: str, names: Names) -> tuple[str, str]:
     """A tensor's key there -> (module, our name of the tensor or what else it is)."""
     path = key.removeprefix(PREFIX)
-    for own, theirs in names.tensors.items():
+    every = [*names.tensors.items(), *(pair for one in names.at.values() for pair in one.items())]
+    for own, theirs in every:
         if path.endswith(f".{theirs}"):
             return path.removesuffix(f".{theirs}"), own
     if names.shift is not None and path.endswith(f".{names.shift}"):

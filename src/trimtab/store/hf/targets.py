@@ -20,6 +20,13 @@ _HEADS = {
 """Which modules HF PEFT trains whole for a task, where the model has them."""
 
 
+def modules(sites: Iterable[Site]) -> list[Site]:
+    """The sites that are modules, which is all that HF PEFT's files know of here: no parts of fused
+    maps, no parameters that a module reads itself.
+    """
+    return [site for site in sites if site.rows is None and site.parameter is None]
+
+
 def heads(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The modules that a configuration trains whole because of its task."""
     return _HEADS.get(str(config.get("task_type")), ())

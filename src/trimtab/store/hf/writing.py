@@ -60,7 +60,20 @@ def _tensors(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> di
             tensors[f"{PREFIX}{where}.bias"] = (bias.float() + delta.get_parameter("c")).detach()
             continue
         for own, tensor in delta.tensors().items():
-            theirs = own if delta.method.name == Whole.name else names.tensors[own]
+            if delta.method.name == Whole.name:
+                tensors[f"{PREFIX}{site}.{own}"] = tensor
+                continue
+            geometry = adapter.hosts[site].geometry
+            theirs = names.tensors_at(geometry.kind).get(own)
+            if theirs is None or geometry.groups > 1 or site.endswith("]"):
+                raise InputError(
+                    f"{site!r} ({geometry.kind}) cannot be written in HF PEFT's format, which "
+                    f"holds no {delta.method.name} there; use format='trimtab'"
+                )
+            if geometry.kind == "conv":
+                ones = (1,) * (len(geometry.shape) - 2)
+                shape = geometry.shape[1:] if own == names.patches else (tensor.shape[1], *ones)
+                tensor = tensor.reshape(tensor.shape[0], *shape)
             tensors[f"{PREFIX}{site}.{theirs}"] = tensor
     return tensors
 
@@ -154,7 +167,7 @@ def _task_type(model: nn.Module, whole: list[str]) -> str | None:
 def _tops(model: nn.Module, whole: list[str]) -> list[str]:
     """The fewest modules that contain just the modules trained whole."""
     holding = {name for name, m in model.named_modules() if dict(m.named_parameters(recurse=False))}
-    holding = {name for name in holding if ".deltas." not in name}
+    holding = {name for name in holding if ".deltas." not in f".{name}."}
     tops: list[str] = []
     for site in whole:
         top = site
