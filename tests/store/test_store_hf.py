@@ -335,7 +335,7 @@ def test_what_their_format_cannot_hold(method: Any, match: str, tmp_path: Path) 
 
 def test_parts_of_a_fused_map_are_refused(tmp_path: Path) -> None:
     model = cases.by_name("gpt2").model()
-    trimtab.attach(model, trimtab.LoRA(), r"re:.*c_attn\[query\]")
+    trimtab.attach(model, trimtab.LoRA(), "c_attn[query]")
     with pytest.raises(trimtab.InputError, match=r"c_attn\[query\]' .* cannot be written"):
         trimtab.save(model, tmp_path / "new", format="peft")
     assert not (tmp_path / "new").exists()
