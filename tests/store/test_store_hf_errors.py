@@ -54,8 +54,6 @@ def refused(folder: Path, match: str) -> None:
 
 ON = {
     "use_dora": True,
-    "bias": "all",
-    "lora_bias": True,
     "trainable_token_indices": [1, 2],
     "target_parameters": ["x.weight"],
     "layer_replication": [[0, 1]],
@@ -135,6 +133,12 @@ def test_a_target_without_its_tensors_however_it_is_named(
     edit_tensors(theirs.folder, lambda t: [t.pop(key) for key in list(t) if ".0." in key])
     edit(theirs.folder, **fields)
     refused(theirs.folder, "misses the tensors of its target")
+
+
+@pytest.mark.parametrize("fields", [{"bias": "all"}, {"bias": "lora_only"}, {"lora_bias": True}])
+def test_biases_that_are_announced_and_missing(theirs: Any, fields: dict[str, Any]) -> None:
+    edit(theirs.folder, **fields)
+    refused(theirs.folder, "misses the bias of 'bert")
 
 
 def test_half_of_a_target(theirs: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import pickle
 from collections.abc import Callable, Iterator
@@ -69,7 +70,26 @@ def edit_tensors(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> s
     first = next(name for name, tensor in tensors.items() if tensor.ndim == 2)
     edit(tensors)
     save_file(tensors, path)
+    sign(folder)
     return first
+
+
+def sign(folder: Path) -> None:
+    """Let `adapter.json` belong to the tensors as they are now."""
+    digest = hashlib.sha256((folder / "adapter.safetensors").read_bytes()).hexdigest()
+    edit_json(folder, lambda config: config.update(digest=digest))
+
+
+def test_files_of_two_saves(folder: Path, tmp_path: Path) -> None:
+    """A crash between the two files, or a copy of one of them, is noticed."""
+    model = BERT.model()
+    method = trimtab.Full() if "full" in (folder / "adapter.json").read_text() else trimtab.LoRA()
+    train = [] if isinstance(method, trimtab.Full) else ["classifier"]
+    to = None if isinstance(method, trimtab.Full) else "query"
+    cases.perturb(trimtab.attach(model, method, to, train=train), seed=3)
+    other = trimtab.save(model, tmp_path / "other")
+    (folder / "adapter.safetensors").write_bytes((other / "adapter.safetensors").read_bytes())
+    refused(folder, r"is not the file that adapter\.json was written for")
 
 
 def another_base() -> nn.Module:

@@ -30,7 +30,9 @@ class IA3(Transform):
     paper = "arXiv:2205.05638"
     targets = ("key", "value", "down")
     learning_rate = 5e-3
-    hf: ClassVar[Names | None] = Names("IA3", tensors={"l": "ia3_l"}, fields={}, oriented="l")
+    hf: ClassVar[Names | None] = Names(
+        "IA3", tensors={"l": "ia3_l"}, fields={}, oriented="l", transposed=True
+    )
 
     scales: str = "auto"
 

@@ -38,6 +38,13 @@ class LoRA(Additive):
             "dropout": "lora_dropout",
             "rslora": "use_rslora",
         },
+        transposed=True,
+        shift="lora_B.bias",
+        at={
+            "embedding": {"A": "lora_embedding_A", "B": "lora_embedding_B"},
+            "conv": {"A": "lora_A.weight", "B": "lora_B.weight"},
+        },
+        patches="A",
     )
 
     rank: int = 8

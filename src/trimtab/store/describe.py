@@ -83,8 +83,10 @@ def _hf(folder: Path) -> Saved:
         by_site.setdefault(site, {})[leaf] = tensor
     sites = [_counted(name, str(config.get("peft_type")), own) for name, own in by_site.items()]
     methods = [{"method": config.get("peft_type"), "sites": len(sites)}]
-    base = {"class": None, "name": config.get("base_model_name_or_path"), "fingerprint": None}
-    return Saved(folder, "peft", folder.name, base, methods, sites, _bytes(folder))
+    known = hf.remembered(folder) or {"name": folder.name, "base": {}}
+    base = {key: known["base"].get(key) for key in ("class", "name", "fingerprint")}
+    base["name"] = base["name"] or config.get("base_model_name_or_path")
+    return Saved(folder, "peft", known["name"], base, methods, sites, _bytes(folder))
 
 
 def _site(name: str, method: Method, own: dict[str, Tensor]) -> SavedSite:

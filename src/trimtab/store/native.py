@@ -21,7 +21,7 @@ from trimtab.core.registry import build
 from trimtab.core.site import Site
 from trimtab.methods.whole import Whole
 from trimtab.store import fingerprint
-from trimtab.store.files import read_json, read_tensors, write_json, write_tensors
+from trimtab.store.files import digest, read_json, read_tensors, write_json, write_tensors
 
 VERSION = 1
 _LARGEST = 3.5e38  # no bf16 value lies beyond it
@@ -70,6 +70,7 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
                 for method, sites in grouped.items()
             ],
             "base": base(model, adapter),
+            "digest": digest(folder / TENSORS),
         },
     )
 
@@ -87,10 +88,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{where} has format version {config['version']}; this Trimtab reads up to {VERSION}: "
             "upgrade it"
         )
-    _check(config, {"name": str, "methods": list, "base": dict}, where)
-    _check(config["base"], {"parameters": dict, "fingerprint": str}, where)
-    for name, parameter in config["base"]["parameters"].items():
-        _check_parameter(name, parameter, where)
+    _check(config, {"name": str, "methods": list, "base": dict, "digest": str}, where)
+    check_base(config["base"], where)
     for entry in config["methods"]:
         if not isinstance(entry, dict):
             raise InputError(f"{where}: every entry of 'methods' must be an object, not {entry!r}")
@@ -99,7 +98,20 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise InputError(f"{where}: 'sites' must be names")
     if not config["methods"]:
         raise InputError(f"{where}: 'methods' is empty: nothing acts anywhere")
-    return config, read_tensors(folder / TENSORS)
+    tensors = read_tensors(folder / TENSORS)
+    if digest(folder / TENSORS) != config["digest"]:
+        raise AdapterMismatch(
+            f"{folder / TENSORS} is not the file that {CONFIG} was written for: one of the two was "
+            "replaced or changed; save the adapter again, or take both files from one place"
+        )
+    return config, tensors
+
+
+def check_base(base: Mapping[str, Any], where: Path) -> None:
+    """The form of what is remembered of a base."""
+    _check(base, {"parameters": dict, "fingerprint": str}, where)
+    for name, parameter in base["parameters"].items():
+        _check_parameter(name, parameter, where)
 
 
 def _is_version(value: Any) -> bool:
@@ -115,7 +127,8 @@ def _check(data: Mapping[str, Any], fields: Mapping[str, type], where: Path) -> 
 
 def _check_parameter(name: str, parameter: Any, where: Path) -> None:
     good = isinstance(parameter, dict) and isinstance(parameter.get("shape"), list)
-    values = parameter.get("values") if good else None
+    good = good and "values" in parameter
+    values = parameter["values"] if good else None
     if good and values is not None:
         good = isinstance(values, list) and all(
             isinstance(value, int | float) and -_LARGEST <= value <= _LARGEST for value in values

@@ -55,7 +55,8 @@ def load(
     """Put a saved adapter on a model and make it the active one; the format is detected.
 
     Args:
-        name: what to call it here; its saved name, if left out ("default" for HF PEFT's files).
+        name: what to call it here; its saved name, if left out (files of HF PEFT's own have none:
+            "default").
         trainable: whether its parameters go on training.
         force: use it even though the model differs from the one it was made for.
 
@@ -69,11 +70,16 @@ def load(
     if (folder / native.CONFIG).exists():
         adapter = _load_native(model, folder, name, force)
     elif (folder / hf.CONFIG).exists():
-        adapter = _load_hf(model, folder, name)
+        adapter = _load_hf(model, folder, name, force)
     else:
         raise InputError(
             f"{folder} holds no adapter: neither {native.CONFIG} nor {hf.CONFIG} is there"
         )
+    return set_trainable(adapter, trainable)
+
+
+def set_trainable(adapter: Adapter, trainable: bool) -> Adapter:
+    """Whether a loaded adapter's parameters go on training."""
     adapter.trainable = trainable
     for parameter in adapter.parameters():
         parameter.requires_grad_(trainable)
@@ -88,22 +94,40 @@ def _load_native(model: nn.Module, folder: Path, name: str | None, force: bool) 
     if len(named) == 1 and isinstance(named[0][1], Selection) and named[0][0] == "":
         adapter = select(model, named[0][1], name)
         _check_keys(adapter.selected, tensors, name)
-        _check_base(model, native.replaced((), adapter.selected), config, name, force)
+        _check_base(model, native.replaced((), adapter.selected), config["base"], name, force)
         # not in place yet: activating exchanges them, after what is active now has been taken out
         adapter.originals, adapter.in_place = {key: tensors[key] for key in adapter.selected}, False
         return install(model, record_, adapter)
-    built = _build(model, native.locate(named, _known(model), name), tensors, name)
-    own = native.replaced((site.name, delta) for site, delta in built[0])
-    _check_base(model, own, config, name, force)
-    return install(model, record_, place(model, record_, name, built))
+    pairs = native.locate(named, _known(model), name)
+    return place_read(model, name, pairs, tensors, base=config["base"], force=force)
 
 
-def _load_hf(model: nn.Module, folder: Path, name: str | None) -> Adapter:
+def _load_hf(model: nn.Module, folder: Path, name: str | None, force: bool) -> Adapter:
     config, tensors = hf.read(folder)
-    name = name or "default"
-    record_ = admit(model, name)
+    remembered = hf.remembered(folder)
+    name = name or (remembered["name"] if remembered else "default")
+    admit(model, name)
     pairs, renamed = hf.interpret(config, tensors, model, _known(model), name)
-    return install(model, record_, place(model, record_, name, _build(model, pairs, renamed, name)))
+    base = remembered and remembered["base"]
+    return place_read(model, name, pairs, renamed, base=base, force=force)
+
+
+def place_read(
+    model: nn.Module,
+    name: str,
+    pairs: native.Pairs,
+    tensors: Mapping[str, Tensor],
+    *,
+    base: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Adapter:
+    """An adapter from what was read of a file, all of it checked before the model is touched."""
+    record_ = admit(model, name)
+    built = _build(model, pairs, tensors, name)
+    if base is not None:
+        own = native.replaced((site.name, delta) for site, delta in built[0])
+        _check_base(model, own, base, name, force)
+    return install(model, record_, place(model, record_, name, built))
 
 
 def _known(model: nn.Module) -> dict[str, Site]:
@@ -172,9 +196,9 @@ def _check_keys(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], adapt
 
 
 def _check_base(
-    model: nn.Module, replaced: set[str], config: dict[str, Any], adapter: str, force: bool
+    model: nn.Module, replaced: set[str], base: Mapping[str, Any], adapter: str, force: bool
 ) -> None:
     if not force:
         originals = record(model).originals() if carries(model) else {}
         here = fingerprint.describe(unwrap(model), replaced, originals)
-        fingerprint.compare(config["base"]["parameters"], here, adapter)
+        fingerprint.compare(base["parameters"], here, adapter)

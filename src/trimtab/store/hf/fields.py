@@ -1,0 +1,133 @@
+"""The configuration's fields: their form, which are understood, and which are off."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from trimtab.core.errors import InputError
+from trimtab.core.method import Method, Names
+from trimtab.core.registry import methods
+from trimtab.store.native import saved_method
+
+CONFIG = "adapter_config.json"
+BIASES = ("all", "lora_only")
+
+_HARMLESS = {
+    *("auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode"),
+    *("megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision", "task_type"),
+    "runtime_config",
+}
+_SITES = {
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("modules_to_save", "feedforward_modules", "rank_pattern", "alpha_pattern"),
+}
+STARTS: dict[str, tuple[Any, ...]] = {
+    "init_lora_weights": (True, "gaussian", "orthogonal"),
+    "init_ia3_weights": (True,),
+    "init_weights": (True,),
+}
+"""How the weights began, which does not matter once they are saved. The first is Trimtab's own."""
+
+
+def chosen(config: Mapping[str, Any]) -> tuple[type[Method], Names]:
+    """The method that a configuration means, after its fields have been checked."""
+    wanted = config.get("peft_type")
+    readable = {cls.hf.peft_type: cls for cls in methods().values() if cls.hf is not None}
+    if not isinstance(wanted, str) or wanted not in readable:
+        raise InputError(
+            f"{CONFIG}: peft_type {wanted!r} cannot be read; known: {sorted(readable)}"
+        )
+    names = readable[wanted].hf
+    assert names is not None
+    _check_forms(config)
+    _refuse_unknown(config, readable[wanted], names)
+    return readable[wanted], names
+
+
+def _check_forms(config: Mapping[str, Any]) -> None:
+    """The fields that say where the adapter acts: their form, and that patterns are patterns."""
+    for field in sorted(_SITES):
+        value = config.get(field)
+        form, fits = _form(field)
+        if value is not None and not fits(value):
+            raise InputError(f"{CONFIG}: {field} must be {form}, not {value!r:.60}")
+    for field, pattern in _patterns(config):
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise InputError(f"{CONFIG}: {field} is no regular expression: {error}") from None
+
+
+def _form(field: str) -> tuple[str, Callable[[Any], bool]]:
+    if field in {"rank_pattern", "alpha_pattern"}:
+        return "an object", lambda value: isinstance(value, dict)
+    if field == "layers_to_transform":
+        return (
+            "a number or a list of numbers",
+            lambda value: _are(int, value) or isinstance(value, int),
+        )
+    if field == "modules_to_save":
+        return "a list of names", lambda value: _are(str, value)
+    return "a name or a list of names", lambda value: _are(str, value) or isinstance(value, str)
+
+
+def _are(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+
+
+def _patterns(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(field, regular expression) for all that are used, as they are used."""
+    for field in ("target_modules", "exclude_modules", "feedforward_modules"):
+        if isinstance(config.get(field), str):
+            yield field, config[field]
+    for field in ("rank_pattern", "alpha_pattern"):
+        yield from ((field, ending(one)) for one in config.get(field) or ())
+    yield from (("layers_pattern", pattern) for pattern in layer_patterns(config))
+
+
+def ending(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"
+
+
+def layer_patterns(config: Mapping[str, Any]) -> list[str]:
+    """What finds a layer's number in a module's name: its first number, as HF PEFT reads it."""
+    patterns = config.get("layers_pattern")
+    if not patterns:
+        return [r".*?\.[^.]*\.(?P<index>\d+)\."]
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    return [rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\." for pattern in patterns]
+
+
+def _refuse_unknown(config: Mapping[str, Any], cls: type[Method], names: Names) -> None:
+    understood = _HARMLESS | _SITES | set(names.fields.values())
+    for field, value in config.items():
+        at_start = any(value == one for one in STARTS.get(field, ()))
+        if field in understood or at_start or is_off(value):
+            continue
+        if field == "bias" and value in BIASES:
+            continue
+        if field == "lora_bias" and value is True and names.shift is not None:
+            continue
+        raise InputError(
+            f"{CONFIG}: {field}={value!r} has no equal in {cls.name}; such a file cannot be used "
+            "here without changing what the adapter does"
+        )
+
+
+def is_off(value: Any) -> bool:
+    return value in (None, False, 0, "", "none") or value == [] or value == {}
+
+
+def arguments(
+    config: Mapping[str, Any], cls: type[Method], names: Names, path: str, **at_site: Any
+) -> Method:
+    """The method at one site: patterns override the common values."""
+    values = {own: config[theirs] for own, theirs in names.fields.items() if theirs in config}
+    for own, pattern in (("rank", "rank_pattern"), ("alpha", "alpha_pattern")):
+        for one, value in (config.get(pattern) or {}).items():
+            if own in names.fields and re.match(ending(one), path):
+                values[own] = value
+                break
+    return saved_method(cls.name, {**values, **at_site})

@@ -1,0 +1,120 @@
+"""A configuration of HF PEFT, in memory, as sites and methods: what `attach` is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from trimtab.core.errors import InputError, SiteNotFound
+from trimtab.core.method import Method
+from trimtab.core.site import Site
+from trimtab.match import sites
+from trimtab.methods.bitfit import BitFit
+from trimtab.methods.whole import Whole
+from trimtab.store.hf.defaults import feedforward, targets
+from trimtab.store.hf.fields import CONFIG, STARTS, arguments, chosen, is_off
+from trimtab.store.hf.targets import heads, is_target, linears, modules, names
+
+Pairs = list[tuple[Site, Method]]
+
+
+def plan(config: Any, model: nn.Module) -> Pairs:
+    """(site, method) for all the sites that HF PEFT would choose, in the model's order.
+
+    `config` is an object with a `peft_type`, such as `peft.LoraConfig(...)`, or its fields.
+    """
+    fields = _fields(config)
+    _complete(fields, model)
+    cls, named = chosen(fields)
+    for field, allowed in STARTS.items():
+        if field in fields and fields[field] != allowed[0]:
+            raise InputError(
+                f"{CONFIG}: {field}={fields[field]!r}: a new adapter starts as {cls.name} starts "
+                f"({field}={allowed[0]!r})"
+            )
+    known = modules(sites(model))
+    all_linear = linears(model, known, fields.get("task_type"))
+    whole = _whole(fields, known)
+    pairs: Pairs = []
+    for site in known:
+        if site.name in whole:
+            pairs.append((site, Whole()))
+            continue
+        targeted = is_target(fields, site.name, all_linear)
+        if targeted:
+            at_site = _orientation(fields, site) if named.oriented else {}
+            method = arguments(fields, cls, named, site.name, **at_site)
+            if reason := method.accepts(site):
+                raise InputError(f"{method.name} cannot act at {site.name!r}: {reason}")
+            pairs.append((site, method))
+        if _shifted(fields, site, targeted):
+            pairs.append((site, BitFit()))
+    if not any(isinstance(method, cls) for _, method in pairs):
+        raise SiteNotFound(
+            f"{CONFIG}: no module matches target_modules={fields.get('target_modules')!r}"
+        )
+    return pairs
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    """The fields as a file holds them: sets as lists, enumerations as their values."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = {one.name: getattr(config, one.name) for one in dataclasses.fields(config)}
+    return {key: _plain(value) for key, value in config.items()}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+        return value if any(not is_off(one) for one in value.values()) else {}
+    if isinstance(value, enum.Enum):
+        return value.value
+    return sorted(value) if isinstance(value, set) else value
+
+
+def _complete(fields: dict[str, Any], model: nn.Module) -> None:
+    """What HF PEFT fills in by itself: the head to be trained, and targets by the model's type."""
+    kind = str(getattr(getattr(model, "config", None), "model_type", None))
+    if fields.get("target_modules") is None:
+        fields["target_modules"] = targets(str(fields.get("peft_type")), kind)
+    if "feedforward_modules" in fields and fields["feedforward_modules"] is None:
+        fields["feedforward_modules"] = feedforward(kind)
+    if head := heads(fields):
+        fields["modules_to_save"] = [*(fields.get("modules_to_save") or ()), *head]
+
+
+def _whole(fields: Mapping[str, Any], known: list[Site]) -> set[str]:
+    """The modules with parameters of their own within those to be saved; HF PEFT goes by the end
+    of the name.
+    """
+    found: set[str] = set()
+    for name in dict.fromkeys(fields.get("modules_to_save") or ()):
+        tops = [site.name for site in known if any(path.endswith(name) for path in site.paths)]
+        inside = [s for s in known if any(f"{s.name}.".startswith(f"{top}.") for top in tops)]
+        holding = [s for s in inside if any(True for _ in s.module.parameters(recurse=False))]
+        if not holding and name not in heads(fields):
+            raise SiteNotFound(f"{CONFIG}: modules_to_save: no module with parameters is {name!r}")
+        for site in holding:
+            if reason := Whole().accepts(site):
+                raise InputError(f"{site.name!r} cannot be trained whole: {reason}")
+        found |= {site.name for site in holding}
+    return found
+
+
+def _orientation(fields: Mapping[str, Any], site: Site) -> dict[str, str]:
+    inputs = names(fields.get("feedforward_modules"), site.name)
+    return {"scales": "input" if inputs else "output"}
+
+
+def _shifted(fields: Mapping[str, Any], site: Site, targeted: bool) -> bool:
+    """Whether the site's bias trains."""
+    if targeted and fields.get("lora_bias"):
+        if reason := BitFit().accepts(site):
+            raise InputError(f"{CONFIG}: lora_bias cannot act at {site.name!r}: {reason}")
+        return True
+    everywhere = fields.get("bias") == "all" or (targeted and fields.get("bias") == "lora_only")
+    return everywhere and BitFit().accepts(site) is None

@@ -1,0 +1,204 @@
+"""From the files to sites, methods and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.core.errors import AdapterMismatch, InputError
+from trimtab.core.method import Method, Names
+from trimtab.core.site import Site
+from trimtab.methods.bitfit import BitFit
+from trimtab.methods.whole import Whole
+from trimtab.store import native
+from trimtab.store.files import parse_json, read_json, read_metadata, read_tensors
+from trimtab.store.hf.fields import BIASES, CONFIG, arguments, chosen
+from trimtab.store.hf.renames import Renames
+from trimtab.store.hf.targets import is_target, linears, modules, saved
+
+TENSORS = "adapter_model.safetensors"
+_SECOND = (".original_module", ".modules_to_save")
+PREFIX = "base_model.model."
+
+REMEMBERED = "trimtab"  # the metadata's key; in the configuration HF PEFT would warn of it
+
+Pairs = list[tuple[Site, Method]]
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    return read_json(folder / CONFIG), read_tensors(folder / TENSORS)
+
+
+def remembered(folder: Path) -> dict[str, Any] | None:
+    """The adapter's name and base, where Trimtab wrote the file: that format has no place for
+    them but beside the tensors.
+    """
+    where = folder / TENSORS
+    text = read_metadata(where).get(REMEMBERED)
+    if text is None:
+        return None
+    found = parse_json(text, f"{where}: {REMEMBERED!r}")
+    if not isinstance(found.get("name"), str) or not isinstance(found.get("base"), dict):
+        raise InputError(f"{where}: {REMEMBERED!r} must have a 'name' and a 'base'")
+    native.check_base(found["base"], where)
+    return found
+
+
+def interpret(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    known: Mapping[str, Site],
+    adapter: str,
+) -> tuple[Pairs, dict[str, Tensor]]:
+    """(site, method) pairs, and the tensors under Trimtab's names."""
+    cls, names = chosen(config)
+    wholes = {id(site) for site in modules(known.values())}
+    known = {path: site for path, site in known.items() if id(site) in wholes}
+    reading = _Reading(config, cls, names, known, Renames(model), adapter)
+    for key, tensor in tensors.items():
+        reading.take(key, tensor)
+    reading.take_shifts()
+    reading.require_targets(linears(model, known.values(), config.get("task_type")))
+    reading.require_biases()
+    if not reading.pairs:
+        raise AdapterMismatch(f"adapter {adapter!r} has no tensors")
+    order = {site.name: index for index, site in enumerate(known.values())}
+    return sorted(reading.pairs.values(), key=lambda pair: order[pair[0].name]), reading.tensors
+
+
+@dataclass
+class _Reading:
+    """One adapter's files, as far as they have been read."""
+
+    config: Mapping[str, Any]
+    cls: type[Method]
+    names: Names
+    known: Mapping[str, Site]
+    renames: Renames
+    adapter: str
+
+    def __post_init__(self) -> None:
+        self.pairs: dict[tuple[str, str], tuple[Site, Method]] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.shifts: list[tuple[str, Site, Tensor, bool]] = []
+
+    def take(self, key: str, tensor: Tensor) -> None:
+        path, leaf = _split(key, self.names)
+        whole = saved(path, self.config.get("modules_to_save") or ())
+        if whole and self.config.get("bias") == "all" and path.endswith(_SECOND):
+            return  # with bias="all" a saved module's bias is written three times
+        site = self._site(key, path)
+        if leaf in self.names.tensors_at(site.geometry.kind):
+            tensor = tensor.flatten(1) if site.geometry.kind == "conv" else tensor
+            oriented = self._orientation(tensor)
+            method = arguments(self.config, self.cls, self.names, path, **oriented)
+            self._put(site, method, leaf, tensor)
+        elif leaf == self.names.shift and self.config.get("lora_bias"):
+            self.shifts.append((path, site, tensor, True))
+        elif whole:
+            self._put(site, Whole(), leaf, tensor)
+        elif leaf == "bias" and self.config.get("bias") in BIASES:
+            self.shifts.append((path, site, tensor, False))
+        else:
+            raise AdapterMismatch(
+                f"adapter {self.adapter!r} has a tensor {key!r} that belongs to no site"
+            )
+
+    def _site(self, key: str, path: str) -> Site:
+        site = self.known.get(path) or self.known.get(self.renames.current(path))
+        if site is None:
+            raise AdapterMismatch(
+                f"adapter {self.adapter!r}: the tensor {key!r} belongs to {path!r}, which this "
+                "model has not"
+            )
+        return site
+
+    def _orientation(self, tensor: Tensor) -> dict[str, str]:
+        if not self.names.oriented:
+            return {}
+        return {"scales": "input" if tensor.ndim == 2 and tensor.shape[0] == 1 else "output"}
+
+    def _put(self, site: Site, method: Method, own: str, tensor: Tensor) -> None:
+        reason = method.accepts(site)
+        if reason:
+            raise AdapterMismatch(
+                f"adapter {self.adapter!r}: {method.name} cannot act at {site.name!r}: {reason}"
+            )
+        name = f"{site.name}.{method.name}.{own}"
+        if name in self.tensors:
+            raise AdapterMismatch(
+                f"adapter {self.adapter!r} has two tensors for {name!r}: one under the module's "
+                "old name, one under its new name"
+            )
+        self.pairs.setdefault((site.name, method.name), (site, method))
+        self.tensors[name] = tensor
+
+    def take_shifts(self) -> None:
+        """Biases, after everything else: whole ones as their difference from the base's, those of
+        the update times its scale.
+        """
+        found: dict[str, tuple[Site, Tensor]] = {}
+        for path, site, tensor, scaled in self.shifts:
+            bias, shape = site.bias, (site.out_features,)
+            if bias is not None and tuple(bias.shape) == shape != tuple(tensor.shape):
+                raise AdapterMismatch(
+                    f"adapter {self.adapter!r}: the bias of {path!r} has shape "
+                    f"{tuple(tensor.shape)}, and must have {shape} here"
+                )
+            shift = tensor.detach().to(torch.float32)
+            if scaled:
+                method = arguments(self.config, self.cls, self.names, path)
+                shift = shift * method.scale  # type: ignore[attr-defined]
+            elif bias is not None:
+                shift = shift - bias.detach().to("cpu", torch.float32)
+            before = found[site.name][1] if site.name in found else torch.zeros_like(shift)
+            found[site.name] = (site, before + shift)
+        for site, shift in found.values():
+            self._put(site, BitFit(), "c", shift)
+
+    def require_targets(self, all_linear: set[str]) -> None:
+        """Every module that the configuration names must have its tensors."""
+        for path, site in self.known.items():
+            taken = {method.name for at, method in self.pairs.values() if at.name == site.name}
+            kind = site.geometry.kind
+            if taken - {BitFit.name} or (kind != "linear" and kind not in self.names.at):
+                continue
+            if any(
+                is_target(self.config, name, all_linear)
+                for name in (path, self.renames.former(path))
+            ):
+                raise AdapterMismatch(
+                    f"adapter {self.adapter!r} misses the tensors of its target {path!r}"
+                )
+
+    def require_biases(self) -> None:
+        """Every bias that the configuration says was trained must be there."""
+        everywhere = self.config.get("bias") == "all"
+        at_targets = self.config.get("bias") == "lora_only" or self.config.get("lora_bias")
+        for path, site in self.known.items():
+            here = {name for at, name in self.pairs if at == site.name}
+            due = everywhere or (at_targets and self.cls.name in here)
+            if due and not here & {BitFit.name, Whole.name} and not BitFit().accepts(site):
+                raise AdapterMismatch(
+                    f"adapter {self.adapter!r} misses the bias of {path!r}, which was trained "
+                    f"(bias={self.config.get('bias')!r})"
+                )
+
+
+def _split(key: str, names: Names) -> tuple[str, str]:
+    """A tensor's key there -> (module, our name of the tensor or what else it is)."""
+    path = key.removeprefix(PREFIX)
+    every = [*names.tensors.items(), *(pair for one in names.at.values() for pair in one.items())]
+    for own, theirs in every:
+        if path.endswith(f".{theirs}"):
+            return path.removesuffix(f".{theirs}"), own
+    if names.shift is not None and path.endswith(f".{names.shift}"):
+        return path.removesuffix(f".{names.shift}"), names.shift
+    module, _, leaf = path.rpartition(".")
+    return module.removesuffix(".base_layer"), leaf
