@@ -15,7 +15,7 @@ import trimtab
 ROOT = Path(trimtab.__file__).parent
 LAYERS = [
     {"core"},
-    {"methods", "match", "adapt"},
+    {"methods", "match", "attention", "choose", "place", "adapt"},
     {"store", "kernels", "quant", "init", "plan"},
     {"tasks", "data", "tune", "evaluate", "compare", "export", "serve", "combine", "recipes"}
     | {"capabilities"},

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import nn
 
-from trimtab.core import watch
-from trimtab.core.adapter import RECORD, Adapter, Record, carries, record, unwrap
-from trimtab.core.compose import Stack, order
-from trimtab.core.delta import Delta
-from trimtab.core.errors import InputError, SiteNotFound, StateError, nearest
+from trimtab.choose import Methods, Plan, choose
+from trimtab.core.adapter import RECORD, Adapter, Record, carries, record, unwrap, whole
+from trimtab.core.compose import Composition, Fuse, Route, Stack, order
+from trimtab.core.errors import InputError, SiteNotFound, StateError
 from trimtab.core.host import Host
-from trimtab.core.method import Method, Selection
-from trimtab.core.site import Site, geometry
-from trimtab.match import Target, match, sites
+from trimtab.core.method import Combine, Method, Selection
+from trimtab.core.site import Site
+from trimtab.match import Target
 from trimtab.methods.whole import Whole
-
-Plan = Mapping[str, Method]
-"""Target -> method. A site that several targets name goes to the first."""
+from trimtab.place import build, guard, hosts_of, place, reconnect, release, remove, tied
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
 def attach(
     model: nn.Module,
-    method: Method | Plan,
+    method: Methods | Plan,
     to: Target | None = None,
     *,
     name: str = "default",
@@ -37,7 +35,8 @@ def attach(
 
     Args:
         model: any module; it is changed in place.
-        method: what to do at every site, or a plan: target -> method.
+        method: what to do at every site; several methods, each at its own; or a plan: target ->
+            method or methods. A configuration of HF PEFT is taken too.
         to: the target, see `match`; left out, the method's own (LoRA: all linear maps).
         name: the adapter's name on this model.
         train: modules to train whole beside it, by name, such as a new head.
@@ -46,9 +45,6 @@ def attach(
         InputError: a name that is taken or no name; two targets that need one name each.
         SiteNotFound: a target, or a module of `train`, that names nothing the method can act on.
     """
-    for one in method.values() if isinstance(method, Mapping) else [method]:
-        if not isinstance(one, Method):
-            raise InputError(f"a method is an object such as trimtab.LoRA(rank=8), not {one!r}")
     model = unwrap(model)
     refuse_wrapped(model)
     record_ = admit(model, name)
@@ -59,8 +55,9 @@ def attach(
                     f"{method.name} chooses its parameters: leave `to` and `train` out"
                 )
             return install(model, record_, select(model, method, name))
-        pairs = _pairs(model, method, to, train)
-        return place(model, record_, name, [(site, build(model, site, one)) for site, one in pairs])
+        pairs = choose(model, method, to, train)
+        _require_parts(record_, pairs)
+        return install(model, record_, place(model, record_, name, build(model, pairs)))
 
 
 def refuse_wrapped(model: nn.Module) -> None:
@@ -76,14 +73,14 @@ def refuse_wrapped(model: nn.Module) -> None:
 @contextlib.contextmanager
 def _upon_base(model: nn.Module, record_: Record) -> Iterator[None]:
     """A new adapter starts at the base's own values; after an error what was active is so again."""
-    before = record_.switch.active
-    if before:
+    before = record_.switch.composition
+    if before is not None:
         activate(model, None)
     try:
         yield
     except BaseException:
-        if before:
-            activate(model, Stack(*before))
+        if before is not None:
+            activate(model, before)
         raise
 
 
@@ -112,112 +109,26 @@ def install(model: nn.Module, record_: Record, adapter: Adapter) -> Adapter:
     """From here on the model carries the adapter; with the first one it is frozen and watched."""
     record_.adapters[adapter.name] = adapter
     if RECORD not in model.__dict__:
-        model.__dict__[RECORD] = record_
-        for name, parameter in model.named_parameters():
-            if ".deltas." not in name:
-                parameter.requires_grad_(False)
-        model.register_forward_hook(watch.PinVersion(record_.switch))
-        _guard_inputs(model)
+        guard(model, record_)
+        if adapter.hosts:
+            reconnect(model, record_)
     activate(model, adapter.name)
     return adapter
 
 
-def _guard_inputs(model: nn.Module) -> None:
-    for module in model.modules():
-        module = module.base if isinstance(module, Host) else module
-        if geometry(module).kind == "linear":
-            module.register_forward_pre_hook(watch.contiguous_input)
-    embeddings = getattr(model, "get_input_embeddings", None)
-    if embeddings is not None and getattr(model, "main_input_name", "input_ids") != "input_ids":
-        embeddings().register_forward_hook(watch.InputGradients(model))
-
-
-def _pairs(
-    model: nn.Module, method: Method | Plan, to: Target | None, train: Sequence[str]
-) -> list[tuple[Site, Method]]:
-    """Which method acts at which site, in the model's order."""
-    if isinstance(method, Mapping) and to is not None:
-        raise InputError("a plan names its own targets: leave `to` out")
-    plan = method if isinstance(method, Mapping) else {None: method}
-    whole = {site.name: (site, Whole()) for site in _trained_whole(model, train)}
-    pairs: dict[str, tuple[Site, Method]] = dict(whole)
-    for target, one in plan.items():
-        found = match(model, to or one.targets if target is None else target, one)
-        pairs.update({site.name: (site, one) for site in found if site.name not in pairs})
-    if len(pairs) == len(whole):
-        raise SiteNotFound(
-            "every site that the target names is trained whole: nothing is left for it"
-        )
-    ordered = {site.name: index for index, site in enumerate(sites(model))}
-    return sorted(pairs.values(), key=lambda pair: ordered[pair[0].name])
-
-
-def _trained_whole(model: nn.Module, train: Sequence[str]) -> list[Site]:
-    """The modules with parameters of their own within each named module."""
-    known = sites(model)
-    found: list[Site] = []
-    for name in train:
-        full = {s.name for s in known if f".{s.name}".endswith(f".{name}")}
-        inside = [s for s in known if any(f"{s.name}.".startswith(f"{top}.") for top in full)]
-        holding = [s for s in inside if any(True for _ in s.module.parameters(recurse=False))]
-        for site in holding:
-            if reason := Whole().accepts(site):
-                raise InputError(f"{site.name!r} cannot be trained whole: {reason}")
-        if not holding:
-            names = {s.name for s in known} | {s.name.rpartition(".")[2] for s in known}
-            raise SiteNotFound(
-                f"no module with parameters matches {name!r}, to be trained whole; "
-                f"{nearest(name, names)}"
-            )
-        found += [site for site in holding if site not in found]
-    return found
-
-
-def build(model: nn.Module, site: Site, method: Method) -> Delta:
-    """A method's fresh parameters at a site, not yet on the model."""
-    _refuse_shortcut(model, site, method)
-    return Delta(method, site)
-
-
-def place(
-    model: nn.Module, record_: Record, name: str, deltas: Sequence[tuple[Site, Delta]]
-) -> Adapter:
-    """Put deltas on the model as one adapter. All that can fail has been done before."""
-    adapter = Adapter(name, tuple((site.name, delta.method) for site, delta in deltas))
-    parents: dict[str, dict[str, Host]] = {}
-    for site, delta in deltas:
-        current = model.get_submodule(site.name)
-        host = current if isinstance(current, Host) else Host(site, record_.switch)
-        host.add(name, delta)
-        adapter.hosts[site.name] = host
-        _put(model, site.paths, host)
-        parents.setdefault(site.name.rpartition(".")[0], {})[site.name] = host
-    for parent, hosts in parents.items():
-        model.get_submodule(parent).register_forward_hook(watch.NoticeSkipped(hosts))
-    return install(model, record_, adapter)
-
-
-def _refuse_shortcut(model: nn.Module, site: Site, method: Method) -> None:
-    """Some parents read their child's weight, in some modes, and never call it."""
-    parent = model.get_submodule(site.name.rpartition(".")[0])
-    if isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
-        raise InputError(
-            f"{method.name} cannot act at {site.name!r}: {type(parent).__name__} reads its weight "
-            "directly and never calls it; choose a target that leaves it out"
-        )
-
-
-def _put(model: nn.Module, paths: Sequence[str], module: nn.Module) -> None:
-    for path in paths:
-        parent, _, leaf = path.rpartition(".")
-        above = model.get_submodule(parent)
-        for holder in (above, above.base) if isinstance(above, Host) else (above,):
-            holder._modules[leaf] = module
+def _require_parts(record_: Record, pairs: Sequence[tuple[Site, Method]]) -> None:
+    """A method over other adapters finds them on the model."""
+    for method in {method for _, method in pairs if isinstance(method, Combine)}:
+        if len(method.over) < 1:
+            raise InputError(f"{method.name} combines adapters: name them, over=('a', 'b')")
+        for one in method.over:
+            if record_.adapter(one).selection or record_.adapter(one).over:
+                raise InputError(f"{method.name} combines adapters of deltas, and {one!r} is none")
 
 
 def select(model: nn.Module, method: Selection, name: str) -> Adapter:
     """An adapter of the base's own parameters, with what they are now kept for `detach`."""
-    own = {key: p for key, p in model.named_parameters() if ".deltas." not in key}
+    own = {key: p for key, p in model.named_parameters() if ".deltas." not in f".{key}."}
     chosen = {key: own[key] for key in method.chosen(model) if key in own}
     if not chosen:
         raise SiteNotFound(
@@ -229,45 +140,83 @@ def select(model: nn.Module, method: Selection, name: str) -> Adapter:
     return Adapter(name, (("", method),), selected=chosen, originals=originals)
 
 
-def activate(model: nn.Module, composition: str | Stack | None) -> None:
-    """Let these adapters act: a name, a `Stack` of names, or None for the base alone.
+def activate(model: nn.Module, composition: Composition | None) -> None:
+    """Let these adapters act: a name, a composition of names (`Stack`, `Mix`, `Route`, `Fuse`), or
+    None for the base alone.
 
-    The parameters of what is active train; those of what is not do not.
+    The parameters of what is active train; those of what is not, or is only combined, do not.
     """
     record_ = record(model)
     names = order(composition)
     adapters = [record_.adapter(name) for name in names]
     if record_.switch.merged:
         raise StateError("the model is merged: unmerge it before activating another adapter")
-    if len(set(names)) < len(names):
-        raise InputError(f"an adapter acts once in a stack, not twice: {names}")
-    _refuse_two_heads(adapters)
-    if sum(adapter.selection is not None for adapter in adapters) > 1:
-        raise InputError("of adapters that change the base's own parameters only one can be active")
+    whole(model, [*adapters, *record_.acting()])
+    _refuse(composition, names, record_)
     before = record_.switch.active
+    parts = _only_combined(composition, record_)
     for name in (name for name in before if name not in names):
         _set_trained(record_.adapters[name], active=False)
-    for name in (name for name in names if name not in before):
-        _set_trained(record_.adapters[name], active=True)
-    record_.switch.set(names)
+    for name in dict.fromkeys(names):
+        _set_trained(record_.adapters[name], active=True, trains=name not in parts)
+    record_.switch.set(composition)
+
+
+def _refuse(composition: Composition | None, names: Sequence[str], record_: Record) -> None:
+    """What cannot act together."""
+    adapters = [record_.adapters[name] for name in names]
+    if len(set(names)) < len(names):
+        raise InputError(f"an adapter acts once in a composition, not twice: {tuple(names)}")
+    selections = [adapter for adapter in adapters if adapter.selection is not None]
+    if len(selections) > 1:
+        raise InputError("of adapters that change the base's own parameters only one can be active")
+    if selections and not isinstance(composition, str | Stack):
+        raise InputError(
+            f"{selections[0].name!r} changes the base's own parameters, which are the same for "
+            f"all: it cannot be one part of a {type(composition).__name__}"
+        )
+    if isinstance(composition, Stack):
+        _refuse_two_heads(adapters)
+    for fuse in _fuses(composition):
+        over = record_.adapter(fuse.by).over
+        if set(over) != set(fuse.parts):
+            raise InputError(f"{fuse.by!r} combines {over or 'nothing'}, not {fuse.parts}")
+
+
+def _fuses(node: Any) -> Iterator[Fuse]:
+    if isinstance(node, Fuse):
+        yield node
+    for part in getattr(node, "parts", ()):
+        yield from _fuses(part)
+
+
+def _only_combined(composition: Composition | None, record_: Record) -> set[str]:
+    """Adapters that act as parts of another, which leaves them as they are."""
+    frozen: set[str] = set()
+    for fuse in _fuses(composition):
+        methods = [method for _, method in record_.adapter(fuse.by).entries]
+        if not any(isinstance(m, Combine) and m.trains_parts for m in methods):
+            frozen |= set(fuse.parts)
+    return frozen
 
 
 def _refuse_two_heads(adapters: Sequence[Adapter]) -> None:
     """A module trained whole replaces what lies beneath it, and so stands alone at its site."""
-    owner: dict[str, str] = {}
+    owner: dict[str, tuple[Adapter, str]] = {}
     for adapter in adapters:
         for site, method in adapter.entries:
-            if site in owner and (isinstance(method, Whole) or owner[site] == Whole.name):
+            other, kind = owner.get(site, (adapter, ""))
+            if other is not adapter and Whole.name in (kind, method.name):
                 raise InputError(
                     f"{site!r} is trained whole by one adapter of the stack, and another acts "
                     "there too"
                 )
-            owner[site] = method.name
+            owner[site] = (adapter, method.name)
 
 
-def _set_trained(adapter: Adapter, *, active: bool) -> None:
+def _set_trained(adapter: Adapter, *, active: bool, trains: bool = True) -> None:
     for parameter in adapter.parameters():
-        parameter.requires_grad_(active and adapter.trainable)
+        parameter.requires_grad_(active and trains and adapter.trainable)
     if adapter.selection is not None and active != adapter.in_place:
         adapter.exchange()
 
@@ -285,7 +234,7 @@ def detach(model: nn.Module, name: str | None = None, *, keep: bool = False) -> 
         if not record_.switch.merged:
             raise StateError("keep=True keeps merged weights: merge the model first")
         for adapter in record_.adapters.values():
-            for host in adapter.hosts.values():
+            for host in hosts_of(adapter.hosts):
                 host.forget()
     elif record_.switch.merged:
         raise StateError("the model is merged: unmerge it first, or detach with keep=True")
@@ -295,27 +244,27 @@ def detach(model: nn.Module, name: str | None = None, *, keep: bool = False) -> 
 
 
 def _remove(model: nn.Module, record_: Record, name: str, keep: bool) -> None:
+    whole(model, [record_.adapters[name]])
+    users = [other.name for other in record_.adapters.values() if name in other.over]
+    if users and not keep:
+        raise StateError(f"adapter {users[0]!r} combines {name!r}: detach it first")
     adapter = record_.adapters.pop(name)
     if not keep:
         _set_trained(adapter, active=False)
-    record_.switch.set(tuple(active for active in record_.switch.active if active != name))
-    paths = {site.name: site.paths for site in sites(model)} if adapter.hosts else {}
-    for site, host in adapter.hosts.items():
-        del host.deltas[name]
-        if not host.deltas:
-            _put(model, paths[site], host.base)
-            watch.overlook(model.get_submodule(site.rpartition(".")[0]), host)
+    if name in record_.switch.active or keep:
+        record_.switch.set(_without(record_.switch.composition, name))
+    if adapter.hosts:
+        remove(model, record_, adapter)
     if not record_.adapters:
-        _release(model, record_)
+        release(model, record_)
 
 
-def _release(model: nn.Module, record_: Record) -> None:
-    del model.__dict__[RECORD]
-    for module in model.modules():
-        for hook in watch.HOOKS:
-            watch.drop(module, hook)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in record_.trained_before)
+def _without(node: Composition | None, name: str) -> Composition | None:
+    """What is left of a composition: a stack goes on, the others stood or fell as one."""
+    if isinstance(node, Stack):
+        rest = [left for part in node.parts if (left := _without(part, name)) is not None]
+        return Stack(*rest) if len(rest) > 1 else (rest[0] if rest else None)
+    return None if name in order(node) else node
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -329,9 +278,11 @@ def merge(model: nn.Module) -> nn.Module:
         raise StateError("the model is merged already")
     if not record_.switch.active:
         raise StateError("no adapter is active: activate what is to be merged")
+    whole(model, record_.acting())
+    _refuse_unmergeable(record_)
     done: list[Host] = []
     try:
-        shared = _shared(model)
+        shared = tied(unwrap(model))
         for host in _hosts(record_):
             host.merge(shared)
             done.append(host)
@@ -339,17 +290,24 @@ def merge(model: nn.Module) -> nn.Module:
         for host in done:
             host.unmerge()
         raise
-    record_.switch.set(record_.switch.active, merged=True)
+    record_.switch.set(record_.switch.composition, merged=True)
     return model
 
 
-def _shared(model: nn.Module) -> dict[int, list[str]]:
-    """Of every parameter that several modules hold (tied weights): their names."""
-    holders: dict[int, list[str]] = {}
-    for name, module in unwrap(model).named_modules():
-        for parameter in module.parameters(recurse=False):
-            holders.setdefault(id(parameter), []).append(name)
-    return {key: names for key, names in holders.items() if len(names) > 1}
+def _refuse_unmergeable(record_: Record) -> None:
+    """Every law must be a change of weights; none may be left out in silence."""
+    for adapter in record_.acting():
+        for site, method in adapter.entries:
+            own = type(method)
+            if own.affine is Method.affine and own.rewrite is Method.rewrite:
+                raise StateError(
+                    f"{method.name} at {site!r} changes no weights: adapter {adapter.name!r} "
+                    "cannot be merged"
+                )
+    if isinstance(record_.switch.composition, Route):
+        raise StateError(
+            "adapters that are routed by example have no one weight: activate one to merge it"
+        )
 
 
 def unmerge(model: nn.Module) -> nn.Module:
@@ -359,26 +317,11 @@ def unmerge(model: nn.Module) -> nn.Module:
         raise StateError("the model is not merged")
     for host in _hosts(record_):
         host.unmerge()
-    record_.switch.set(record_.switch.active)
+    record_.switch.set(record_.switch.composition)
     return model
 
 
 def _hosts(record_: Record) -> list[Host]:
     """The hosts of the active adapters, each once."""
-    found = {
-        id(host): host
-        for name in record_.switch.active
-        for host in record_.adapters[name].hosts.values()
-    }
+    found = {id(h): h for adapter in record_.acting() for h in hosts_of(adapter.hosts)}
     return list(found.values())
-
-
-def parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that train: what an optimizer gets."""
-    record_ = record(model)
-    return [
-        parameter
-        for name in record_.switch.active
-        for parameter in record_.adapters[name].parameters()
-        if parameter.requires_grad
-    ]

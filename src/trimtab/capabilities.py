@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.adapt import activate, attach, detach, merge, parameters
+from trimtab.adapt import activate, attach, detach, merge
 from trimtab.core.counts import summary
 from trimtab.core.errors import TrimtabError
 from trimtab.core.method import Method, Selection
 from trimtab.core.registry import methods
 from trimtab.core.site import geometry
+from trimtab.core.training import parameters
 
 STANDARD = 768  # the width of the site at which parameters are counted
 

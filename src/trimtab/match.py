@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from trimtab.core.errors import InputError, SiteNotFound, nearest
 from trimtab.core.heads import heads
-from trimtab.core.host import Host
+from trimtab.core.layout import ATTENTION, attentions, outputs, plain, runs
 from trimtab.core.method import Method
-from trimtab.core.site import Site, geometry
+from trimtab.core.operator import part_of
+from trimtab.core.readers import readers
+from trimtab.core.site import Geometry, Site, geometry
 
 Target = str | re.Pattern[str] | Sequence["str | re.Pattern[str]"]
 
@@ -26,49 +29,134 @@ ROLES = {
     "down": "the feed-forward maps that narrow",
     "head": "the linear maps of the model's head",
     "biases": "everything that has a bias, but the head",
+    "norms": "the normalisations",
+    "embedding": "the input embedding of tokens",
+    "attention-output": "the last linear map of each attention sublayer",
+    "mlp-output": "the last linear map of each feed-forward sublayer",
+    "self-attention": "attentions whose keys and values a prefix can extend",
+    "cross-attention": "a decoder's attentions over its encoder",
+    "block": "the blocks of each stack",
+    "stack": "runs of blocks",
+    "input": "the stack that takes the input's token embeddings",
+    "decoder-input": "the decoder of an encoder-decoder, where it takes token embeddings",
 }
 
-_QKV = r"c_attn|qkv|qkv_proj|query_key_value|in_proj|Wqkv"
+_QKV = r"c_attn|qkv|qkv_proj|query_key_value|in_proj|in_proj_weight|Wqkv"
 _PARTS = {
-    "query": re.compile(rf"(q|query|q_proj|q_lin|query_proj|{_QKV})"),
-    "key": re.compile(rf"(k|key|k_proj|k_lin|key_proj|{_QKV})"),
-    "value": re.compile(rf"(v|value|v_proj|v_lin|value_proj|{_QKV})"),
+    "query": re.compile(rf"(q|query|q_proj|q_lin|query_proj|q_proj_weight|{_QKV})"),
+    "key": re.compile(rf"(k|key|k_proj|k_lin|key_proj|k_proj_weight|{_QKV})"),
+    "value": re.compile(rf"(v|value|v_proj|v_lin|value_proj|v_proj_weight|{_QKV})"),
 }
-_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+_PART = re.compile(r"(.*)\[(query|key|value)\]")
+_CONTIGUOUS = re.compile(r"c_attn|qkv|qkv_proj|in_proj|in_proj_weight|Wqkv")
 
 
 def sites(model: nn.Module) -> list[Site]:
-    """Every module with parameters of its own or a known geometry, with its roles; tied modules
-    once.
+    """Every place where an edit can act, with its roles, in the model's order; tied modules once.
+    Parts of fused maps, `c_attn[query]`, have no role: they are chosen by name.
     """
+    shape = Shape(model)
+    found = []
+    for module, paths in _modules(model):
+        for site in shape.at(module, paths):
+            found += [site, *_parts(site, model)]
+    return found
+
+
+def _modules(model: nn.Module) -> list[tuple[nn.Module, list[str]]]:
+    """Every module of the base with all its names; the root is called `root`."""
     paths: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if not name or ".deltas." in f".{name}." or name.endswith(".deltas"):
-            continue
-        module = module.base if isinstance(module, Host) else module
-        modules[id(module)] = module
-        paths.setdefault(id(module), []).append(name)
-    tops = tuple(f"{head}." for head in heads(model))
-    return [_site(modules[key], tuple(names), tops) for key, names in paths.items()]
+        if ".deltas." not in f".{name}.":
+            module = plain(module)
+            modules[id(module)] = module
+            paths.setdefault(id(module), []).append(name or ROOT)
+    return [(modules[key], names) for key, names in paths.items()]
 
 
-def _site(module: nn.Module, paths: tuple[str, ...], heads: tuple[str, ...]) -> Site:
-    shape = geometry(module)
-    site = Site(paths[0], module, shape, frozenset(), paths)
-    return Site(paths[0], module, shape, _roles(site, heads), paths)
+class Shape:
+    """What is known of a model as a whole when its sites are listed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.runs = runs(model)
+        self.outputs = outputs(model, self.runs)
+        self.attentions = {name: (shape, role) for name, shape, role in attentions(model)}
+        self.readers: dict[str, list[tuple[str, str, Geometry]]] = {}
+        self.read: set[str] = set()
+        for site, reader, parameter, shape in readers(model):
+            self.readers.setdefault(reader or ROOT, []).append((site, parameter, shape))
+            self.read.add(site)
+        self.heads = tuple(f"{head}." for head in heads(model))
+        self.blocks = {block for run in self.runs for block in run.blocks}
+        self.input = _input_embedding(model)
+
+    def at(self, module: nn.Module, paths: list[str]) -> Iterator[Site]:
+        """The sites at one module: its own, and those of tensors that it reads itself."""
+        homes = tuple("" if path == ROOT else path for path in paths)
+        if paths[0] not in self.read:
+            site = Site(paths[0], module, self._geometry(module, paths[0]), homes=homes)
+            yield self._with_roles(dataclasses.replace(site, paths=tuple(paths)))
+        for name, parameter, shape in self.readers.get(paths[0], ()):
+            site = Site(name, module, shape, parameter=parameter, homes=homes, paths=(name,))
+            yield self._with_roles(site)
+
+    def _geometry(self, module: nn.Module, name: str) -> Geometry:
+        for run in self.runs:
+            if name == (run.name or ROOT):
+                return Geometry("stack", run.width, run.width)
+        if name in self.attentions:
+            return self.attentions[name][0]
+        if name in self.blocks:
+            return Geometry("block", 0, 0)
+        return geometry(module)
+
+    def _with_roles(self, site: Site) -> Site:
+        stack = next((run.name for run in self.runs if f"{site.name}.".startswith(run.name)), None)
+        output = self.outputs.get(site.name)
+        return dataclasses.replace(
+            site,
+            roles=self._roles(site),
+            stack=(stack or ROOT) if stack is not None else None,
+            entry=output.entry if output else None,
+        )
+
+    def _roles(self, site: Site) -> frozenset[str]:
+        kind = site.geometry.kind
+        if any(f"{path}.".startswith(self.heads) for path in site.paths if self.heads):
+            return frozenset({"head"} if kind == "linear" else ())
+        found = set()
+        if site.bias is not None and kind in {"linear", "norm", "conv"}:
+            found.add("biases")
+        if kind == "linear":
+            found |= {"all-linear"} | _place(site)
+        if kind == "norm":
+            found.add("norms")
+        if site.module is self.input and kind == "embedding":
+            found.add("embedding")
+        if site.name in self.outputs:
+            found.add(self.outputs[site.name].role)
+        if site.name in self.attentions:
+            found.add(self.attentions[site.name][1])
+        if site.name in self.blocks:
+            found.add("block")
+        for run in self.runs:
+            if site.name == (run.name or ROOT):
+                found |= {"stack"} | ({_INPUTS[run.decoder]} if run.takes else set())
+        return frozenset(found)
 
 
-def _roles(site: Site, heads: tuple[str, ...]) -> frozenset[str]:
-    linear = site.geometry.kind == "linear"
-    if any(f"{path}.".startswith(heads) for path in site.paths if heads):
-        return frozenset({"head"} if linear else ())
-    found = set()
-    if site.bias is not None and site.geometry.kind != "other":
-        found.add("biases")
-    if linear:
-        found |= {"all-linear"} | _place(site)
-    return frozenset(found)
+_INPUTS = {False: "input", True: "decoder-input"}
+ROOT = "root"
+
+
+def _input_embedding(model: nn.Module) -> nn.Module | None:
+    find = getattr(model, "get_input_embeddings", None)
+    try:
+        found = find() if find is not None else None
+    except NotImplementedError:
+        return None
+    return plain(found) if isinstance(found, nn.Module) else None
 
 
 def _place(site: Site) -> set[str]:
@@ -76,9 +164,38 @@ def _place(site: Site) -> set[str]:
     *way, leaf = site.name.split(".")
     if not any(part.isdigit() for part in way):
         return set()
-    if any(_ATTENTION.search(part) for part in way):
+    if any(ATTENTION.search(part) for part in way):
         return {"attention"} | {part for part, names in _PARTS.items() if names.fullmatch(leaf)}
     return {"mlp", "down"} if site.out_features < site.in_features else {"mlp"}
+
+
+def _parts(site: Site, model: nn.Module) -> Iterator[Site]:
+    """Query, key and value of a fused map that keeps them one after the other."""
+    leaf, g = site.name.rpartition(".")[2], site.geometry
+    if g.kind != "linear" or g.count or not _CONTIGUOUS.fullmatch(leaf):
+        return
+    sizes = [g.out_features // 3] * 3
+    if g.out_features != 3 * g.in_features:  # grouped queries: fewer keys and values
+        config = getattr(model.get_submodule(site.name.rpartition(".")[0]), "config", None)
+        heads, kv = (getattr(config, n, 0) for n in ("num_attention_heads", "num_key_value_heads"))
+        if not heads or not kv or g.out_features % (heads + 2 * kv):
+            return
+        width = g.out_features // (heads + 2 * kv)
+        sizes = [heads * width, kv * width, kv * width]
+    start = 0
+    for part, size in zip(("query", "key", "value"), sizes, strict=True):
+        rows = (start, start + size)
+        yield dataclasses.replace(
+            site,
+            name=f"{site.name}[{part}]",
+            paths=tuple(f"{path}[{part}]" for path in site.paths),
+            geometry=part_of(g, rows),
+            rows=rows,
+            whole=g,
+            roles=frozenset(),
+            entry=None,
+        )
+        start += size
 
 
 def match(model: nn.Module, target: Target, method: Method) -> list[Site]:
@@ -108,6 +225,12 @@ def _selects(target: str | re.Pattern[str], site: Site) -> bool:
 
 
 def _predicate(target: str | re.Pattern[str], site: Site) -> Callable[[str], bool]:
+    if isinstance(target, str) and (part := _PART.fullmatch(target)):
+        whole, suffix = part[1], f"[{part[2]}]"
+        inner = _predicate(whole, dataclasses.replace(site, roles=frozenset(), rows=None))
+        return lambda path: path.endswith(suffix) and inner(path.removesuffix(suffix))
+    if site.rows is not None:
+        return lambda path: False
     if isinstance(target, re.Pattern):
         return lambda path: target.fullmatch(path) is not None
     if target in ROLES:

@@ -56,13 +56,26 @@ def test_a_site_that_is_called_is_watched_no_more() -> None:
     assert len(model[0]._forward_hooks) == 0
 
 
-@pytest.mark.parametrize("target", ["out_proj", "linear1", "linear2", "all-linear"])
-def test_parents_with_shortcuts_are_refused_by_name(target: str) -> None:
-    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 2))
-    with pytest.raises(trimtab.InputError, match=r"Multihead|TransformerEncoderLayer") as caught:
-        trimtab.attach(model, trimtab.LoRA(rank=2), target)
-    assert "'0." in str(caught.value)
-    trimtab.attach(model, trimtab.LoRA(rank=2), "1")
+@pytest.mark.parametrize("target", ["out_proj", "in_proj_weight", "linear1", "all-linear"])
+@pytest.mark.parametrize("training", [False, True], ids=["fast path", "training"])
+def test_parents_that_read_weights_themselves_are_called_with_other_ones(
+    target: str, training: bool
+) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    model = nn.Sequential(layer, nn.Linear(8, 2)).train(training)
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        base = model(x)
+        adapter = trimtab.attach(model, trimtab.LoRA(rank=2), target)
+        torch.testing.assert_close(model(x), base)
+        cases.perturb(adapter)
+        adapted = model(x)
+        cases.assert_differs(adapted, base)
+        trimtab.merge(model)
+        torch.testing.assert_close(model(x), adapted)
+        trimtab.unmerge(model)
+        trimtab.detach(model)
+        assert torch.equal(model(x), base)
 
 
 class Seen(nn.Linear):

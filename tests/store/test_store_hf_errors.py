@@ -87,7 +87,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "rank in words": ({"r": "four"}, "rank must be int"),
     "another rank": ({"r": 5}, r"shape \(4, 32\), and must have \(5, 32\)"),
     "a huge rank": ({"r": 10**15}, r"must have \(1000000000000000, 32\)"),
-    "a rank beyond all": ({"r": 10**30}, "cannot be built at"),
+    "a rank beyond all": ({"r": 10**30}, "cannot be built on this model"),
     "modules in one word": ({"modules_to_save": "classifier"}, "modules_to_save must be a list"),
     "modules of numbers": ({"modules_to_save": [1]}, "modules_to_save must be a list"),
     "targets of numbers": ({"target_modules": 3}, "target_modules must be a name or a list"),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from trimtab.core.delta import Delta
+from trimtab.core.delta import Delta, Tensors
 from trimtab.core.errors import InputError, StateError, nearest
-from trimtab.core.host import Host, Switch
-from trimtab.core.method import Method, Selection
+from trimtab.core.host import Companion, Host, Switch
+from trimtab.core.method import Combine, Method, Selection
 
 RECORD = "_trimtab"
 
@@ -19,14 +19,16 @@ RECORD = "_trimtab"
 class Adapter:
     """What one trains, saves, loads and serves: which method acts at which site.
 
-    `hosts` are the sites' modules by name. A `Selection` has none: `selected` are then the base's
-    own trained parameters, `originals` what they were; the two are exchanged when it is not active
-    (`in_place` tells).
+    `hosts` are the modules that hold its deltas, by site; `shared` what its sites have in common,
+    by method. A `Selection` has none: `selected` are then the base's own trained parameters,
+    `originals` what they were; the two are exchanged when it is not active (`in_place` tells).
     """
 
     name: str
     entries: tuple[tuple[str, Method], ...]
-    hosts: dict[str, Host] = field(default_factory=dict)
+    hosts: dict[str, Host | Companion] = field(default_factory=dict)
+    members: list[Delta] = field(default_factory=list)
+    shared: dict[str, Tensors] = field(default_factory=dict)
     selected: dict[str, nn.Parameter] = field(default_factory=dict)
     originals: dict[str, Tensor] = field(default_factory=dict)
     trainable: bool = True
@@ -41,24 +43,32 @@ class Adapter:
         method = self.entries[0][1]
         return method if isinstance(method, Selection) else None
 
+    @property
+    def over(self) -> tuple[str, ...]:
+        """The adapters that this one combines."""
+        named = [m.over for _, m in self.entries if isinstance(m, Combine)]
+        return tuple(dict.fromkeys(name for names in named for name in names))
+
     def deltas(self) -> Iterator[tuple[str, Delta]]:
         """(site, delta) for all sites, in the model's order."""
-        for site, host in self.hosts.items():
-            for delta in host.stack(self.name).values():
-                yield site, delta
+        return ((delta.site.name, delta) for delta in self.members)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved, by name: `site.method.tensor`, or the parameter's own name."""
+        """What is saved, by name: `site.method.tensor`, `shared.method.tensor`, or the parameter's
+        own name."""
         named = {
             f"{site}.{delta.method.name}.{name}": tensor
             for site, delta in self.deltas()
             for name, tensor in delta.tensors().items()
         }
+        for key, held in self.shared.items():
+            named |= {f"shared.{key}.{name}": tensor for name, tensor in held.tensors().items()}
         return {**named, **(self.selected if self.in_place else self.originals)}
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that train."""
-        return [p for _, d in self.deltas() for p in d.parameters()] + list(self.selected.values())
+        held: list[Tensors] = [*self.members, *self.shared.values()]
+        return [p for one in held for p in one.parameters()] + list(self.selected.values())
 
     def exchange(self) -> None:
         """Swap the selected parameters' values with the remembered ones."""
@@ -83,10 +93,18 @@ class Record:
         found: dict[str, Tensor] = {}
         for adapter in self.adapters.values():
             for site, host in adapter.hosts.items():
-                found |= {f"{site}.{name}": tensor for name, tensor in host.original.items()}
+                original = getattr(host, "original", {})
+                found |= {f"{site}.{name}": tensor for name, tensor in original.items()}
             if adapter.in_place:
                 found |= adapter.originals
         return found
+
+    def acting(self) -> Iterator[Adapter]:
+        """The active adapters, with those that they combine."""
+        for name in self.switch.active:
+            adapter = self.adapters[name]
+            yield from (self.adapters[one] for one in adapter.over if one in self.adapters)
+            yield adapter
 
     def adapter(self, name: str | None) -> Adapter:
         """The adapter of this name; without a name, the only one."""
@@ -115,21 +133,27 @@ def carries(model: nn.Module) -> bool:
 
 
 def record(model: nn.Module) -> Record:
-    """The model's record; an error where nothing was attached, or where a host has been lost."""
-    base = unwrap(model)
-    found = base.__dict__.get(RECORD)
+    """The model's record; an error where nothing was attached."""
+    found = unwrap(model).__dict__.get(RECORD)
     if found is None:
         raise StateError("the model carries no adapter: attach or load one first")
-    for adapter in found.adapters.values():
-        held: dict[str, nn.Module | nn.Parameter] = {**adapter.hosts, **adapter.selected}
+    return found
+
+
+def whole(model: nn.Module, adapters: Iterable[Adapter]) -> None:
+    """Raise where a host of these adapters is no longer in the model."""
+    base = unwrap(model)
+    for adapter in adapters:
+        held: dict[str, nn.Module | nn.Parameter] = {**adapter.selected}
+        held |= {site: host for site, host in adapter.hosts.items() if type(host) is Host}
         for path, known in held.items():
+            path = path.partition("[")[0]
             if _at(base, path) is not known:
                 raise StateError(
                     f"{path!r}, of adapter {adapter.name!r}, was replaced since the adapter was "
                     "attached (resizing a vocabulary replaces the output layer): resize first, "
                     "then attach"
                 )
-    return found
 
 
 def _at(model: nn.Module, path: str) -> object:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from trimtab.core.adapter import record, unwrap
+from trimtab.core.adapter import record, unwrap, whole
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,12 @@ class Summary:
 def summary(model: nn.Module, name: str | None = None) -> Summary:
     """Sites, parameters and bytes of an adapter (the only one, if no name is given)."""
     adapter = record(model).adapter(name)
+    whole(model, [adapter])
     counts = {name: parameter.numel() for name, parameter in adapter.selected.items()}
     for site, delta in adapter.deltas():
         counts[site] = counts.get(site, 0) + sum(p.numel() for p in delta.parameters())
-    base = {id(p): p.numel() for n, p in unwrap(model).named_parameters() if ".deltas." not in n}
+    named = unwrap(model).named_parameters()
+    base = {id(p): p.numel() for name, p in named if ".deltas." not in f".{name}"}
     return Summary(
         name=adapter.name,
         methods=tuple(sorted({method.name for _, method in adapter.entries})),

@@ -1,27 +1,27 @@
-"""The trained parameters of one method at one site."""
+"""The trained parameters of one method at one site, and those that an adapter's sites share."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.method import Method, Values
+from trimtab.core.method import Method, Param, Values
 from trimtab.core.site import Site
 
 
-class Delta(nn.Module):
-    """One method's parameters at one site. Trained ones are kept in fp32, whatever the base's
-    dtype, and cast down at use, so that small updates are not rounded away.
+class Tensors(nn.Module):
+    """Named tensors. Trained ones are kept in fp32, whatever the base's dtype, and cast down at
+    use, so that small updates are not rounded away.
     """
 
-    def __init__(self, method: Method, site: Site) -> None:
+    def __init__(self, params: Mapping[str, Param], device: torch.device) -> None:
         super().__init__()
-        self.method = method
         self.exact: frozenset[str] = frozenset()
-        for name, param in method.init(site).items():
-            value = param.value.detach().to(site.device)
+        for name, param in params.items():
+            value = param.value.detach().to(device)
             if param.trained:
                 master = value.to(torch.promote_types(value.dtype, torch.float32))
                 self.register_parameter(name, nn.Parameter(master))
@@ -31,10 +31,11 @@ class Delta(nn.Module):
                 self.exact |= {name}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the delta by name: what is saved."""
-        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        """Every tensor by name: what is saved."""
+        own: dict[str, Tensor | None] = {**self._parameters, **self._buffers}
+        return {name: tensor for name, tensor in own.items() if tensor is not None}
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Delta:
+    def _apply(self, fn: Any, recurse: bool = True) -> Tensors:
         """`.to(bfloat16)` moves the masters and leaves them their precision."""
         masters = {name: p.data for name, p in self.named_parameters()}
         super()._apply(fn, recurse)
@@ -43,16 +44,67 @@ class Delta(nn.Module):
                 parameter.data = masters[name].to(parameter.device)
         return self
 
-    def values(self, dtype: torch.dtype) -> Values:
-        """The parameters for use in a computation of this dtype; gradients flow to the masters."""
-        cast = {name: self._cast(name, tensor, dtype) for name, tensor in self.tensors().items()}
-        return Values(cast, self.training)
+    def cast(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The tensors for use in a computation of this dtype; gradients flow to the masters."""
+        return {name: self._cast(name, tensor, dtype) for name, tensor in self.tensors().items()}
 
     def _cast(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         if name in self.exact or not (tensor.is_floating_point() and dtype.is_floating_point):
             return tensor
         return tensor.to(dtype)
 
+    def forward(self, x: Any) -> Any:
+        """Hands on what it gets: a model that calls its children one by one may call this too."""
+        return x
+
+
+class Delta(Tensors):
+    """One method's parameters at one site, the `index`th of its sites, with those it shares."""
+
+    def __init__(
+        self,
+        method: Method,
+        site: Site,
+        index: int = 0,
+        shared: Tensors | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(params(method, site), device or site.device)
+        self.method, self.site, self.index = method, site.bare(), index
+        self.__dict__["shared"] = shared  # beside the module tree: its home is the model's root
+
+    shared: Tensors | None
+
+    def values(self, dtype: torch.dtype) -> Values:
+        shared = {} if self.shared is None else self.shared.cast(dtype)
+        return Values({**shared, **self.cast(dtype)}, self.training, self.site, self.index)
+
+    def live(self) -> Values:
+        """The very tensors, with their gradients: for schedules."""
+        shared = {} if self.shared is None else self.shared.tensors()
+        return Values({**shared, **self.tensors()}, self.training, self.site, self.index)
+
+    @property
+    def key(self) -> str:
+        """What it is called among the deltas of an adapter at one module."""
+        if self.site.parameter is not None:
+            return f"{self.method.name}@{self.site.parameter.replace('.', '/')}"
+        if self.site.rows is not None:
+            return f"{self.method.name}@{self.site.name.rpartition('[')[2].rstrip(']')}"
+        return self.method.name
+
     def extra_repr(self) -> str:
         shapes = ", ".join(f"{name}: {tuple(t.shape)}" for name, t in self.tensors().items())
         return f"{self.method}, {shapes}"
+
+
+def params(method: Method, site: Site) -> dict[str, Param]:
+    """The method's fresh parameters at a site; of experts one set each, stacked."""
+    count = site.geometry.count
+    if not count:
+        return method.init(site)
+    each = [method.init(site) for _ in range(count)]
+    return {
+        name: Param(torch.stack([one[name].value for one in each]), param.trained, param.exact)
+        for name, param in each[0].items()
+    }

@@ -1,31 +1,88 @@
-"""The module that stands at a site: the base together with the deltas that act on it."""
+"""The modules that hold deltas: in a base module's place, or as its child."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from trimtab.core.delta import Delta
+from trimtab.core.call import Call
+from trimtab.core.compose import Composition, order, over
+from trimtab.core.delta import Delta, Tensors
 from trimtab.core.errors import StateError, TrimtabError
-from trimtab.core.operator import Base, Operator, Under
-from trimtab.core.site import Site
+from trimtab.core.operator import Base, Operator, Patches
+from trimtab.core.site import Geometry, Site, beside
 
 
 class Switch:
-    """What all hosts of a model look at: the active adapters, innermost first, and whether they are
-    merged. One object per model, so that switching costs no walk over it."""
+    """What all hosts of a model look at: which adapters act and how they are composed, whether they
+    are merged, and the facts of the call. One object per model, so that switching costs no walk."""
 
     def __init__(self) -> None:
+        self.composition: Composition | None = None
         self.active: tuple[str, ...] = ()
         self.version = 0
         self.merged = False
+        self.call = Call()
+        self.inside = False  # whether the root's forward is running
+        self.given: dict[str, Any] = {}
+        self.owed = False  # whether a loss outside the model still has to take up the penalties
 
-    def set(self, active: tuple[str, ...], *, merged: bool = False) -> None:
-        self.active, self.merged = active, merged
+    def set(self, composition: Composition | None, *, merged: bool = False) -> None:
+        self.composition, self.merged = composition, merged
+        self.active = tuple(dict.fromkeys(order(composition)))
         self.version += 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is in no call."""
+        return {**self.__dict__, "call": Call(), "inside": False, "given": {}}
+
+
+class Deltas(nn.ModuleDict):
+    """Deltas by adapter, then by method."""
+
+    def add(self, adapter: str, key: str, held: Tensors) -> None:
+        """Put a delta above those that the adapter already has here."""
+        if adapter not in self._modules:  # past `add_module`: any name will do, even "train"
+            self._modules[adapter] = nn.ModuleDict().train(self.training)
+        stack = self._modules[adapter]
+        assert stack is not None
+        stack._modules[key] = held.train(self.training)
+
+    def of(self, adapter: str) -> Mapping[str, Delta]:
+        """The adapter's deltas here, innermost first."""
+        held = self._modules.get(adapter)
+        return {} if held is None else held._modules  # type: ignore[return-value]
+
+    def drop(self, adapter: str) -> None:
+        del self._modules[adapter]
+
+    def forward(self, x: Any) -> Any:
+        """Hands on what it gets: a `Sequential` calls all its children."""
+        return x
+
+
+class Companion(Deltas):
+    """Deltas at a site that is no map (a stack, an attention, the model's root): a child of the
+    module there, called `deltas`, which hooks of the module and its attention function ask."""
+
+    def __init__(self, site: Site, switch: Switch) -> None:
+        super().__init__()
+        self.site, self.switch = site.bare(), switch
+
+    def acts(self) -> bool:
+        return not self.switch.merged and any(n in self._modules for n in self.switch.active)
+
+    def active(self) -> list[Delta]:
+        """The deltas that act now, in order."""
+        return [delta for name in self.switch.active for delta in self.of(name).values()]
+
+    stack = Deltas.of
 
 
 class Host(nn.Module):
@@ -39,50 +96,72 @@ class Host(nn.Module):
         super().__init__()
         base = site.module
         self.__dict__["base"] = base  # beside the module tree: a child would rename the parameters
-        self.geometry = site.geometry
         self.switch = switch
         self.called = False
         self.original: dict[str, Tensor] = {}
+        self.geometries: dict[str, Geometry] = {}
+        self.tapped: dict[str, str] = {}
         self._parameters = base._parameters
         self._buffers = base._buffers
         self._non_persistent_buffers_set = base._non_persistent_buffers_set
         self._modules.update(base._modules)
-        self.deltas = nn.ModuleDict()
-        self.training = base.training
+        self.deltas = Deltas()
+        self.training = self.deltas.training = base.training
         self._register_state_dict_hook(_leave_out_merged)
+        self.admit(site)
+        self.__dict__["_own"] = frozenset(self.__dict__) | {"_own"}
+
+    def admit(self, site: Site) -> None:
+        """A further site of this module: of parts of a fused map the whole is remembered."""
+        self.geometries["weight"] = site.whole or site.geometry
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.geometries["weight"]
 
     def add(self, adapter: str, delta: Delta) -> None:
-        """Put a delta above those that the adapter already has here."""
-        if adapter not in self.deltas:
-            self.deltas[adapter] = nn.ModuleDict()
-        stack = self.deltas[adapter]
-        assert isinstance(stack, nn.ModuleDict)
-        stack[delta.method.name] = delta.train(self.training)
+        self.deltas.add(adapter, delta.key, delta)
 
     def stack(self, adapter: str) -> Mapping[str, Delta]:
         """The adapter's deltas here by method, innermost first."""
-        if adapter not in self.deltas:
-            return {}
-        return dict(self.deltas[adapter].items())  # type: ignore[operator]
+        return self.deltas.of(adapter)
 
     def active(self) -> list[Delta]:
         """The deltas that act now, innermost first."""
         return [delta for name in self.switch.active for delta in self.stack(name).values()]
 
-    def operator(self) -> Operator:
-        """The base under the active deltas."""
-        return self._stacked(self.active())
+    def acts(self) -> bool:
+        return not self.switch.merged and any(
+            name in self.deltas._modules for name in self.switch.active
+        )
 
-    def _stacked(self, deltas: Sequence[Delta]) -> Operator:
-        operator: Operator = Base(self.base, self.geometry)
-        for delta in deltas:
-            operator = Under(delta, operator)
-        return operator
+    def operator(self, *args: Any, **kwargs: Any) -> Operator:
+        """The base under the active composition; the arguments are a block's beside its input."""
+        base = Base(self.base, self.geometry, extra=(args, kwargs))
+        return over(self.switch.composition, base, self.deltas.of, self.switch.call)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self.called = True
-        active = () if self.switch.merged else self.active()
-        return self._stacked(active)(*args, **kwargs) if active else self.base(*args, **kwargs)
+        if self.tapped:
+            self._tap(args, kwargs)
+        if not self.acts():
+            return self.base(*args, **kwargs)
+        if not args:
+            args = (kwargs.pop(_first(type(self.base).forward)),)
+        x, *rest = args
+        operator = self.operator(*rest, **kwargs)
+        if self.geometry.kind == "conv":
+            patches = Patches(self.base, x)
+            return patches.first(operator(patches))  # type: ignore[arg-type]
+        return operator(x)
+
+    def _tap(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        x = args[0] if args else kwargs[_first(type(self.base).forward)]
+        self.switch.call.taps.update(dict.fromkeys(self.tapped.values(), x))
+
+    def _rewritten(self) -> Iterator[tuple[str, Tensor]]:
+        """(path beneath the base, tensor as the active adapters make it)."""
+        yield from self.operator().tensors().items()
 
     @torch.no_grad()
     def merge(self, shared: Mapping[int, Sequence[str]]) -> None:
@@ -90,22 +169,25 @@ class Host(nn.Module):
 
         `shared` names the modules that hold a tensor in common: one that would change is refused.
         """
-        own = dict(self.base.named_parameters(recurse=False))
-        tensors = {name: _at_least_fp32(tensor) for name, tensor in own.items()}
-        for delta in self.active():
-            values = delta.values(next(iter(tensors.values())).dtype)
-            tensors = delta.method.rewrite(values, tensors, self.geometry)
-        merged = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
-        changed = {name: new for name, new in merged.items() if not torch.equal(new, own[name])}
-        for name, tensor in changed.items():
+        if not self.active():
+            return
+        changed: dict[str, Tensor] = {}
+        for name, tensor in self._rewritten():
+            own = self.base.get_parameter(name)
+            tensor = tensor.to(own.dtype)
+            if torch.equal(tensor, own):
+                continue
             if not tensor.isfinite().all():
-                raise TrimtabError(f"{delta.method.name}: the merged {name} is not finite")
-            if id(own[name]) in shared:
+                raise TrimtabError(
+                    f"{self.active()[-1].method.name}: the merged {name} is not finite"
+                )
+            if id(own) in shared:
                 raise StateError(
-                    f"{' and '.join(map(repr, shared[id(own[name])]))} are tied: merging into one "
+                    f"{' and '.join(map(repr, shared[id(own)]))} are tied: merging into one "
                     f"{name} would change all of them; untie them first, or leave the site out"
                 )
-        self.original = {name: tensor.detach().clone() for name, tensor in own.items()}
+            changed[name] = tensor
+        self.original = {n: self.base.get_parameter(n).detach().clone() for n in changed}
         self._write(changed)
 
     @torch.no_grad()
@@ -139,12 +221,13 @@ class Host(nn.Module):
             return getattr(base, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Attributes that are the base's (`num_embeddings` after a resize) are set on the base."""
-        base = self.__dict__.get("base")
-        if base is not None and name in base.__dict__ and name not in self.__dict__:
-            setattr(base, name, value)
-        else:
+        """What is not the host's own is the base's: `num_embeddings` after a resize, the function
+        that checkpoints a block."""
+        own = self.__dict__.get("_own")
+        if own is None or name in own or name in self._modules:
             super().__setattr__(name, value)
+        else:
+            setattr(self.base, name, value)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         self.base._save_to_state_dict(destination, prefix, keep_vars)
@@ -165,9 +248,48 @@ class Host(nn.Module):
         unexpected += [key for key in strange if not key.startswith(own)]
 
 
-def _at_least_fp32(tensor: Tensor) -> Tensor:
-    """What is merged is computed in full precision and rounded once, when it is written."""
-    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+class ParameterHost(Host):
+    """In the place of a module that reads tensors itself, its own or its children's: it is called
+    with those tensors as the laws make them (`torch.func.functional_call`)."""
+
+    def admit(self, site: Site) -> None:
+        assert site.parameter is not None
+        self.geometries[site.parameter] = site.whole or site.geometry
+
+    @property
+    def geometry(self) -> Geometry:
+        return next(iter(self.geometries.values()))
+
+    def _at(self, parameter: str, adapter: str) -> Mapping[str, Delta]:
+        return {
+            key: delta
+            for key, delta in self.stack(adapter).items()
+            if delta.site.parameter == parameter
+        }
+
+    def _rewritten(self) -> Iterator[tuple[str, Tensor]]:
+        for parameter, geometry in self.geometries.items():
+            if not any(self._at(parameter, name) for name in self.switch.active):
+                continue
+            base = Base(self.base, geometry, parameter)
+            deltas = functools.partial(self._at, parameter)
+            tensors = over(self.switch.composition, base, deltas, self.switch.call).tensors()
+            yield parameter, tensors["weight"]
+            if "bias" in tensors:
+                yield beside(parameter), tensors["bias"]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.called = True
+        if not self.acts():
+            return self.base(*args, **kwargs)
+        tensors = {n: t.to(self.base.get_parameter(n).dtype) for n, t in self._rewritten()}
+        return functional_call(self.base, tensors, args, kwargs)
+
+
+@functools.cache
+def _first(forward: Callable[..., Any]) -> str:
+    """The name of a module's input."""
+    return list(inspect.signature(forward).parameters)[1]
 
 
 def _leave_out_merged(host: Host, state: dict[str, Tensor], prefix: str, _: Any) -> None:

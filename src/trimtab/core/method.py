@@ -8,24 +8,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
+from trimtab.core.call import Call
 from trimtab.core.errors import InputError
-from trimtab.core.operator import Operator, linear
+from trimtab.core.operator import Operator, Patches, dropout, linear
 from trimtab.core.registry import register
 from trimtab.core.site import Geometry, Site
 
 
 class Values:
-    """The parameters of one delta as attributes, ready for use: cast to the dtype of the
-    computation.
+    """The tensors of one delta as attributes, its own and its adapter's shared ones, cast to the
+    dtype of the computation. `site` is where it acts, the `index`th of its method's `sites`.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], training: bool) -> None:
-        self.training = training
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        training: bool = False,
+        site: Site | None = None,
+        index: int = 0,
+    ) -> None:
+        self.training, self.index = training, index
+        if site is not None:
+            self.site = site
+        self.tensors = dict(tensors)
         for name, tensor in tensors.items():
             setattr(self, name, tensor)
+
+    site: Site
 
     if TYPE_CHECKING:
 
@@ -34,7 +46,8 @@ class Values:
 
 @dataclass(frozen=True)
 class Param:
-    """A named tensor of a delta. `trained` receives gradients; otherwise it is kept fixed.
+    """A named tensor of a delta. `trained` receives gradients; otherwise it is kept fixed, or is
+    state that `after_backward` changes.
 
     `exact` keeps it in its own precision at use: for factors near one, which bf16 would round away.
     """
@@ -61,13 +74,21 @@ class Names:
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """Frozen hyper-parameters plus pure laws over parameters `p`. Concrete classes set `name`."""
+    """Frozen hyper-parameters plus pure laws over parameters `p`. Concrete classes set `name`.
+
+    Facts of a class: `kinds` of geometry that its law acts on; `starts_at_base`, None or the reason
+    why the adapted model does not start at the base; `needs`, the facts of a call that it cannot do
+    without; `base_dropout`, whether the base keeps its dropout.
+    """
 
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     targets: ClassVar[tuple[str, ...]] = ("all-linear",)
+    kinds: ClassVar[frozenset[str]] = frozenset({"linear"})
     learning_rate: ClassVar[float] = 1e-3
     base_dropout: ClassVar[bool] = False
+    starts_at_base: ClassVar[str | None] = None
+    needs: ClassVar[frozenset[str]] = frozenset()
     hf: ClassVar[Names | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -77,36 +98,61 @@ class Method(ABC):
 
     def accepts(self, site: Site) -> str | None:
         """None where the law can act; otherwise the reason why it cannot."""
-        return None if site.geometry.kind == "linear" else "it is no linear map"
+        if site.geometry.kind in self.kinds:
+            return None
+        what = type(site.module).__name__ if site.geometry.kind == "other" else site.geometry.kind
+        return f"it acts on {' or '.join(sorted(self.kinds))}, and this is {what}"
+
+    def shared(self, sites: Sequence[Site]) -> dict[str, Param]:
+        """The tensors that all sites of an adapter hold in common."""
+        return {}
 
     @abstractmethod
     def init(self, site: Site) -> dict[str, Param]:
         """The parameters at one site, as the paper initialises them."""
 
     @abstractmethod
-    def forward(self, p: Values, x: Tensor, inner: Operator) -> Tensor:
+    def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         """The site's output for input x (…, in), over what lies beneath."""
 
-    @abstractmethod
     def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(W, b) -> (W', b'), W being (out, in): the law as a change of the map."""
+        raise InputError(f"{self.name} changes no weights: it cannot be merged into them")
 
     def rewrite(self, p: Values, own: dict[str, Tensor], geometry: Geometry) -> dict[str, Tensor]:
         """The site's own tensors, by name and in the module's layout, under this law: for
-        merging.
+        merging, and where the module reads its weight itself.
         """
-        weight, bias = self.affine(p, geometry.read(own["weight"]), own.get("bias"))
-        changed = {"weight": geometry.store(weight)}
-        return {**own, **changed, **({} if bias is None else {"bias": bias})}
+        W, b = geometry.read(own["weight"]), own.get("bias")
+        if geometry.count:  # one law a matrix, all at once
+            W = torch.vmap(lambda one, Wi: self.affine(_with(p, one), Wi, None)[0])(p.tensors, W)
+        else:
+            W, b = self.affine(p, W, b)
+        return {**own, "weight": geometry.store(W), **({} if b is None else {"bias": b})}
+
+    def penalty(self, p: Values) -> Tensor | None:
+        """What joins the loss at one site: a scalar, such as an expected L0 norm."""
+        return None
+
+    def after_backward(  # noqa: B027  most methods have no schedule
+        self, sites: Mapping[str, Values], step: int, total: int
+    ) -> None:
+        """Schedules and pruning. `sites` holds the live tensors, with gradients, of every site."""
 
     def arguments(self) -> dict[str, Any]:
         """The hyper-parameters as plain data, for files."""
         return dataclasses.asdict(self)
 
 
+def _with(p: Values, tensors: Mapping[str, Tensor]) -> Values:
+    return Values(tensors, p.training, p.site, p.index)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Additive(Method):
     """W' = W + delta(p). `dropout` acts on the input of the added part, while training."""
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "embedding", "conv"})
 
     dropout: float = 0.0
 
@@ -120,12 +166,17 @@ class Additive(Method):
 
     def matvec(self, p: Values, x: Tensor) -> Tensor:
         """x delta(p)ᵀ; a method may state it without forming the matrix."""
-        return linear(x, self.delta(p).to(x.dtype))
+        delta = self.delta(p)
+        return linear(x, delta.to(x.dtype) if x.dtype.is_floating_point else delta)
 
-    def forward(self, p: Values, x: Tensor, inner: Operator) -> Tensor:
+    def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         y = inner(x)
-        side = F.dropout(x, self.dropout, p.training) if self.dropout else x
-        return y + self.matvec(p, side).to(y.dtype)
+        side = dropout(x, self.dropout, p.training)
+        # A shortcut's products do not know of groups; the whole delta does.
+        grouped = isinstance(x, Patches) and x.module.groups > 1
+        added = Additive.matvec(self, p, side) if grouped else self.matvec(p, side)
+        gain = inner.geometry.gain
+        return y + (added if gain == 1 else gain * added).to(y.dtype)
 
     def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return W + self.delta(p).to(W.dtype), b
@@ -135,14 +186,122 @@ class Additive(Method):
 class Transform(Method):
     """(W', b') = affine(p, W, b); a method may state `forward` without forming W'."""
 
-    def forward(self, p: Values, x: Tensor, inner: Operator) -> Tensor:
+    def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         W, b = self.affine(p, inner.weight, inner.bias)
-        return linear(x, W.to(x.dtype), None if b is None else b.to(x.dtype))
+        dtype = x.dtype if x.dtype.is_floating_point else inner.dtype
+        y = linear(x, W.to(dtype), None if b is None else b.to(dtype))
+        return y if inner.geometry.gain == 1 else inner.geometry.gain * y
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervention(Method):
+    """y' = edit(p, x, y): acts on what the site gives, not on its weights."""
+
+    targets: ClassVar[tuple[str, ...]] = ("attention-output", "mlp-output")
+
+    @abstractmethod
+    def edit(self, p: Values, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        """The new output, for input x (…, in) and output y (…, out) of what lies beneath."""
+
+    def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
+        y = inner(x)
+        return self.edit(p, x, y, call).to(y.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt(Method):
+    """Trained embeddings before the input, at the stack that owns the input embedding.
+
+    `keep` leaves their positions in the stack's output, where a classifier or a decoder may read
+    them; by default only an encoder with a decoder keeps them.
+    """
+
+    targets: ClassVar[tuple[str, ...]] = ("input",)
+    kinds: ClassVar[frozenset[str]] = frozenset({"stack"})
+    starts_at_base: ClassVar[str | None] = "every position attends to the prompt"
+
+    keep: bool | None = None
+
+    @abstractmethod
+    def extend(self, p: Values, call: Call) -> Tensor:
+        """The prompt: (n, d), or (batch, n, d) where it depends on the call."""
+
+    def accepts(self, site: Site) -> str | None:
+        reason = super().accepts(site)
+        if reason is None and not {"input", "decoder-input"} & site.roles:
+            reason = "it takes no token embeddings (`input_ids` or `inputs_embeds`)"
+        return reason
+
+    def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
+        return self.extend(p, call)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix(Method):
+    """Trained keys and values before an attention's own, at positions before the first."""
+
+    targets: ClassVar[tuple[str, ...]] = ("self-attention",)
+    kinds: ClassVar[frozenset[str]] = frozenset({"attention"})
+    starts_at_base: ClassVar[str | None] = "every position attends to the prefix"
+
+    @abstractmethod
+    def kv(self, p: Values, call: Call) -> tuple[Tensor, Tensor]:
+        """Keys and values, (heads, n, width of a head) each."""
+
+    @property
+    @abstractmethod
+    def positions(self) -> int:
+        """n, the number of positions that it takes."""
+
+    def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
+        return torch.stack(self.kv(p, call))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combine(Method):
+    """Over what other adapters make of a site: `over` names them, and they stay as they are."""
+
+    targets: ClassVar[tuple[str, ...]] = ()
+    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "embedding", "conv", "stack"})
+    needs: ClassVar[frozenset[str]] = frozenset({"over"})
+    trains_parts: ClassVar[bool] = False
+
+    over: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "over", tuple(self.over))
+
+    @abstractmethod
+    def combine(self, p: Values, x: Tensor, y: Tensor, parts: list[Tensor], call: Call) -> Tensor:
+        """The new output, from the base's y (…, out) and the adapters' outputs, y's shape each."""
+
+    def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
+        raise InputError(f"{self.name} acts over other adapters: see `Fuse`")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside(Method):
+    """A small network beside a stack: reads its blocks' outputs, changes its last one."""
+
+    targets: ClassVar[tuple[str, ...]] = ("stack",)
+    kinds: ClassVar[frozenset[str]] = frozenset({"stack"})
+
+    @abstractmethod
+    def edit(self, p: Values, taps: Sequence[Tensor], y: Tensor, call: Call) -> Tensor:
+        """The stack's new output, for its blocks' outputs and its own y, (batch, positions, d)."""
+
+    def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
+        y = inner(x)
+        stack = p.site.name
+        taps = [tap for key, tap in call.taps.items() if key.rpartition("#")[0] == stack]
+        return self.edit(p, taps, y, call).to(y.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection(Method):
     """Trains the base's own parameters, in place: no site, no law beyond "these are trained"."""
+
+    targets: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def chosen(self, model: nn.Module) -> Sequence[str]:
@@ -151,7 +310,7 @@ class Selection(Method):
     def init(self, site: Site) -> dict[str, Param]:
         raise InputError(f"{self.name} trains parameters of the base and acts at no site")
 
-    def forward(self, p: Values, x: Tensor, inner: Operator) -> Tensor:
+    def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         return inner(x)
 
     def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.metadata
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +13,9 @@ from trimtab.core.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from trimtab.core.method import Method
+
+GROUP = "trimtab.methods"
+"""Another package offers its methods under this group of entry points: name = "module:Class"."""
 
 _methods: dict[str, type[Method]] = {}
 
@@ -22,15 +28,34 @@ def register(cls: type[Method]) -> None:
 
 
 def methods() -> dict[str, type[Method]]:
-    """Every registered method, by name."""
+    """Every registered method, by name; those of installed packages too."""
+    _discover()
     return dict(sorted(_methods.items()))
 
 
 def lookup(name: str) -> type[Method]:
     """The method of this name, or an error with the nearest names."""
     if name not in _methods:
+        _discover()
+    if name not in _methods:
         raise InputError(f"no method is called {name!r}; {nearest(name, sorted(_methods))}")
     return _methods[name]
+
+
+@functools.cache
+def _discover() -> None:
+    """Load what installed packages offer, once; one that is broken is named, and left out."""
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        try:
+            cls = entry.load()
+            if getattr(cls, "name", None) != entry.name or _methods.get(entry.name) is not cls:
+                raise InputError(f"it offers {cls!r}, which is no method called {entry.name!r}")
+        except Exception as error:
+            package = entry.dist.name if entry.dist is not None else entry.value
+            warnings.warn(
+                f"the method {entry.name!r} of the package {package!r} cannot be loaded: {error}",
+                stacklevel=3,
+            )
 
 
 def build(name: str, arguments: Mapping[str, Any]) -> Method:

@@ -1,18 +1,16 @@
-"""Where an edit acts: one module of the base, seen as a linear map (out, in), or as a gain and
-bias.
-"""
+"""Where an edit acts: a map seen as (out, in), a gain and bias, an attention, or a whole stack."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["linear", "norm", "other"]
-
+Kind = Literal["linear", "norm", "embedding", "conv", "attention", "block", "stack", "other"]
 
 # Norms whose gain acts along the channels, the second dimension, and not along the last.
 _NOT_LAST = ("batchnorm", "groupnorm", "instancenorm", "syncbatchnorm", "lazy")
@@ -20,25 +18,34 @@ _NOT_LAST = ("batchnorm", "groupnorm", "instancenorm", "syncbatchnorm", "lazy")
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a module stores its map. A linear map is read as an (out, in) matrix whatever its
-    storage.
+    """How a module stores its map, which laws see as an (out, in) matrix whatever its storage.
 
-    `transposed` tells that the module keeps (in, out), as transformers' `Conv1D` does.
-    A norm has a gain of shape (out,) and `in_features == out_features`.
+    An embedding is (d, V), the map of one-hot rows; a convolution is (out, in / groups · kernel),
+    the map of patches; a norm has a gain (out,), and `in_features == out_features`.
+
+    `transposed` tells that the module keeps (in, out), as transformers' `Conv1D` does; `shape` is
+    its layout where that is no matrix; `gain` multiplies an embedding's output; `count` is the
+    number of matrices held in one tensor (experts), 0 for a plain one.
     """
 
     kind: Kind
     out_features: int
     in_features: int
     transposed: bool = False
+    shape: tuple[int, ...] = ()
+    groups: int = 1
+    gain: float = 1.0
+    count: int = 0
 
     def read(self, weight: Tensor) -> Tensor:
-        """The module's weight as (out, in), or its gain as (out,)."""
-        return weight.T if self.transposed else weight
+        """The module's weight as (out, in), its gain as (out,), its experts as (count, out, in)."""
+        matrix = weight.flatten(1) if self.shape else weight
+        return matrix.mT if self.transposed else matrix
 
     def store(self, weight: Tensor) -> Tensor:
         """The inverse of `read`: from (out, in) to the layout of the module."""
-        return weight.T.contiguous() if self.transposed else weight
+        matrix = weight.mT.contiguous() if self.transposed else weight
+        return matrix.reshape(self.shape) if self.shape else matrix
 
 
 def geometry(module: nn.Module) -> Geometry:
@@ -46,15 +53,23 @@ def geometry(module: nn.Module) -> Geometry:
     count.
     """
     weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor) and not isinstance(module, nn.Bilinear):
-        out, inp = getattr(module, "out_features", None), getattr(module, "in_features", None)
-        if isinstance(out, int) and isinstance(inp, int):
-            return Geometry("linear", out, inp)
-        if type(module).__name__ == "Conv1D" and weight.ndim == 2:
-            return Geometry("linear", weight.shape[1], weight.shape[0], transposed=True)
-        name = type(module).__name__.lower()
-        if weight.ndim == 1 and "norm" in name and not name.startswith(_NOT_LAST):
-            return Geometry("norm", weight.shape[0], weight.shape[0])
+    if not isinstance(weight, Tensor) or isinstance(module, nn.Bilinear):
+        return Geometry("other", 0, 0)
+    out, inp = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    name = type(module).__name__
+    if isinstance(out, int) and isinstance(inp, int):
+        return Geometry("linear", out, inp)
+    if name == "Conv1D" and weight.ndim == 2:
+        return Geometry("linear", weight.shape[1], weight.shape[0], transposed=True)
+    if isinstance(module, nn.Embedding) and module.max_norm is None:
+        gain = float(getattr(module, "embed_scale", 1.0))
+        return Geometry("embedding", weight.shape[1], weight.shape[0], transposed=True, gain=gain)
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        shape = tuple(weight.shape)
+        inner = math.prod(shape[1:])
+        return Geometry("conv", shape[0], inner, shape=shape, groups=module.groups)
+    if weight.ndim == 1 and "norm" in name.lower() and not name.lower().startswith(_NOT_LAST):
+        return Geometry("norm", weight.shape[0], weight.shape[0])
     return Geometry("other", 0, 0)
 
 
@@ -62,7 +77,12 @@ def geometry(module: nn.Module) -> Geometry:
 class Site:
     """One place of the base: its name, what else it is called there, its geometry and its roles.
 
-    A module that hangs in the tree at several places (tied layers) is one site with several paths.
+    A module that hangs in the tree at several places (tied layers) is one site with several paths;
+    `homes` is where `module` hangs.
+
+    `rows` is the part of a fused map, the `whole`, that the site is; `parameter` the tensor's name
+    where `module` reads it itself instead of calling a child; `entry` the map that reads what the
+    sublayer reads whose output this site is; `stack` the run of blocks that it lies in.
     """
 
     name: str
@@ -70,6 +90,12 @@ class Site:
     geometry: Geometry
     roles: frozenset[str] = frozenset()
     paths: tuple[str, ...] = ()
+    homes: tuple[str, ...] = ()
+    rows: tuple[int, int] | None = None
+    whole: Geometry | None = None
+    parameter: str | None = None
+    entry: str | None = None
+    stack: str | None = None
 
     @property
     def out_features(self) -> int:
@@ -80,22 +106,51 @@ class Site:
         return self.geometry.in_features
 
     @property
+    def weight(self) -> Tensor:
+        """The base's own tensor, in the module's layout; of a fused map the whole."""
+        return attribute(self.module, self.parameter or "weight")
+
+    @property
     def bias(self) -> Tensor | None:
-        bias = getattr(self.module, "bias", None)
-        return bias if isinstance(bias, Tensor) else None
+        """The base's own bias; of a part its rows."""
+        path = "bias" if self.parameter is None else beside(self.parameter)
+        bias = attribute(self.module, path) if path else None
+        if not isinstance(bias, Tensor):
+            return None
+        return bias if self.rows is None else bias[slice(*self.rows)]
 
     @property
     def device(self) -> torch.device:
-        return next(own_tensors(self.module)).device
+        held = next(own_tensors(self.module), None)
+        return (
+            next(self.module.parameters(), torch.empty(0)).device if held is None else held.device
+        )
+
+    def bare(self) -> Site:
+        """What laws may know of the site: everything but the module."""
+        return replace(self, module=_NOTHING)
 
     def __str__(self) -> str:
-        return (
-            f"{self.name} ({type(self.module).__name__} {self.out_features} x {self.in_features})"
-        )
+        what = f"{type(self.module).__name__} {self.out_features} x {self.in_features}"
+        return f"{self.name} ({what})"
+
+
+_NOTHING = nn.Identity()
+
+
+def attribute(module: nn.Module, path: str) -> Any:
+    """What lies at this path beneath a module, if anything."""
+    parent, _, leaf = path.rpartition(".")
+    return getattr(module.get_submodule(parent), leaf, None)
+
+
+def beside(weight: str) -> str:
+    """The path of the bias that belongs to a weight; "" where the name does not say."""
+    head, dot, leaf = weight.rpartition(".")
+    return f"{head}{dot}{leaf.replace('weight', 'bias')}" if "weight" in leaf else ""
 
 
 def own_tensors(module: nn.Module) -> Iterator[Tensor]:
     """The module's own parameters and buffers, its children's left out."""
     yield from (p for p in module.parameters(recurse=False))
     yield from (b for b in module.buffers(recurse=False))
-    yield torch.empty(0)

@@ -10,34 +10,59 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trimtab.core.call import Call
 from trimtab.core.errors import StateError
 from trimtab.core.host import Host, Switch
+from trimtab.core.training import penalties
 
 
 class PinVersion:
-    """At the root: a backward pass that would recompute under other adapters raises instead."""
+    """At the root, when a call ends: a backward pass that would recompute under other adapters
+    raises instead; one that recomputes finds the facts of its own call again."""
 
     def __init__(self, switch: Switch) -> None:
         self.switch = switch
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            check = _Check(self.switch)
+        switch = self.switch
+        switch.inside = False
+        if module.training and torch.is_grad_enabled():
+            self._penalise(module, output)
+        if not torch.is_grad_enabled():
+            switch.call = Call()  # nobody will ask for its tensors again
+        elif not torch.compiler.is_compiling():
+            check = _Check(switch)
             for tensor in _tensors(output):
                 if tensor.grad_fn is not None:
                     tensor.grad_fn.register_prehook(check)
 
+    def _penalise(self, module: nn.Module, output: Any) -> None:
+        """The laws' penalties join the loss that the model computes; another must ask for them."""
+        found = penalties(module)
+        if found is None:
+            return
+        loss = output.get("loss") if isinstance(output, dict) else None
+        self.switch.owed = loss is None
+        if loss is not None:
+            output["loss"] = loss + found.to(loss)
+
 
 class _Check:
     def __init__(self, switch: Switch) -> None:
-        self.switch, self.version = switch, switch.version
+        self.switch, self.version, self.call = switch, switch.version, switch.call
 
     def __call__(self, gradients: Any) -> None:
+        self.switch.call = self.call
         if self.switch.version != self.version:
             raise StateError(
                 "the active adapters changed between a forward pass and its backward pass, which "
                 f"would mix their gradients (active now: {self.switch.active}): call backward "
                 "before activate"
+            )
+        if self.switch.owed:
+            raise StateError(
+                "the active adapter has a penalty, which the loss does not hold: add "
+                "trimtab.penalty(model) to it (a loss that the model computes itself has it)"
             )
 
 
@@ -62,7 +87,7 @@ class NoticeSkipped:
         if not self.hosts:
             drop(module, self)
         for site, host in self.hosts.items():
-            if host.active():
+            if host.acts():
                 raise StateError(
                     f"{type(module).__name__} ran without calling {site!r}: it reads the weight "
                     "itself, so that an adapter there has no effect; choose a target that leaves "
@@ -103,19 +128,16 @@ def contiguous_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...
     return None
 
 
-HOOKS = (PinVersion, NoticeSkipped, InputGradients, contiguous_input)
-"""All that we hang on a model, to be dropped with its last adapter."""
-
-
-def overlook(parent: nn.Module, host: Host) -> None:
+def overlook(model: nn.Module, host: Host) -> None:
     """A host that is gone is no longer waited for."""
-    for hook in list(parent._forward_hooks.values()):
-        if isinstance(hook, NoticeSkipped):
-            hook.hosts = {
-                site: waiting for site, waiting in hook.hosts.items() if waiting is not host
-            }
-            if not hook.hosts:
-                drop(parent, hook)
+    for module in model.modules():
+        for hook in list(module._forward_hooks.values()):
+            if isinstance(hook, NoticeSkipped):
+                hook.hosts = {
+                    s: waiting for s, waiting in hook.hosts.items() if waiting is not host
+                }
+                if not hook.hosts:
+                    drop(module, hook)
 
 
 def drop(module: nn.Module, hook: Any) -> None:

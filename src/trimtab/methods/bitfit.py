@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trimtab.core.call import Call
 from trimtab.core.method import Param, Transform, Values
 from trimtab.core.operator import Operator
 from trimtab.core.site import Site
@@ -36,6 +37,6 @@ class BitFit(Transform):
     def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return W, p.c if b is None else b + p.c
 
-    def forward(self, p: Values, x: Tensor, inner: Operator) -> Tensor:
+    def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         y = inner(x)
         return (y + p.c).to(y.dtype)

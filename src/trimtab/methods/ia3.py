@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from trimtab.core.call import Call
 from trimtab.core.errors import InputError
 from trimtab.core.method import Names, Param, Transform, Values
 from trimtab.core.operator import Operator
@@ -47,7 +48,7 @@ class IA3(Transform):
             return W * p.l, b
         return W * p.l, None if b is None else b * p.l[:, 0]
 
-    def forward(self, p: Values, x: Tensor, inner: Operator) -> Tensor:
+    def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         if p.l.shape[0] == 1 and p.l.shape[1] == x.shape[-1]:
             return inner((x * p.l[0]).to(x.dtype))
         y = inner(x)

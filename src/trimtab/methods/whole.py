@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.func import functional_call
 
+from trimtab.core.call import Call
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method, Param, Values
 from trimtab.core.operator import Base, Operator
@@ -42,7 +43,7 @@ class Whole(Method):
     def rewrite(self, p: Values, own: dict[str, Tensor], geometry: Geometry) -> dict[str, Tensor]:
         return {name: getattr(p, name) for name in own}
 
-    def forward(self, p: Values, x: Tensor, inner: Operator) -> Tensor:
+    def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         if not isinstance(inner, Base):
             raise InputError("a module trained whole takes no other method beneath it")
         theta = inner.module.named_parameters(recurse=False)

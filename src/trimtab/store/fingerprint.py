@@ -25,7 +25,7 @@ def describe(model: nn.Module, replaced: Collection[str], originals: Mapping[str
     the adapter itself) by shape alone. `originals` holds what selected parameters were before
     training.
     """
-    own = {name: p for name, p in model.named_parameters() if ".deltas." not in name}
+    own = {name: p for name, p in model.named_parameters() if ".deltas." not in f".{name}."}
     return {
         name: {
             "shape": list(parameter.shape),

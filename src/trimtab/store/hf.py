@@ -345,7 +345,7 @@ def _task_type(model: nn.Module, whole: list[str]) -> str | None:
 def _tops(model: nn.Module, whole: list[str]) -> list[str]:
     """The fewest modules that contain just the modules trained whole."""
     holding = {name for name, m in model.named_modules() if dict(m.named_parameters(recurse=False))}
-    holding = {name for name in holding if ".deltas." not in name}
+    holding = {name for name in holding if ".deltas." not in f".{name}."}
     tops: list[str] = []
     for site in whole:
         top = site

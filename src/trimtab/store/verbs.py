@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.adapt import admit, build, install, place, select
-from trimtab.core.adapter import Adapter, carries, record, unwrap
-from trimtab.core.delta import Delta
+from trimtab.adapt import admit, install, select
+from trimtab.core.adapter import Adapter, carries, record, unwrap, whole
 from trimtab.core.errors import AdapterMismatch, InputError
 from trimtab.core.method import Selection
 from trimtab.core.site import Site
 from trimtab.match import sites
+from trimtab.place import Built, build, place
 from trimtab.store import fingerprint, hf, native
 
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
@@ -30,6 +30,7 @@ def save(
     Returns the folder.
     """
     adapter = record(model).adapter(name)
+    whole(model, [adapter])
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: an adapter is saved into a folder")
@@ -91,10 +92,10 @@ def _load_native(model: nn.Module, folder: Path, name: str | None, force: bool) 
         # not in place yet: activating exchanges them, after what is active now has been taken out
         adapter.originals, adapter.in_place = {key: tensors[key] for key in adapter.selected}, False
         return install(model, record_, adapter)
-    deltas = _build(model, native.locate(named, _known(model), name), tensors, name)
-    own = native.replaced((site.name, delta) for site, delta in deltas)
+    built = _build(model, native.locate(named, _known(model), name), tensors, name)
+    own = native.replaced((site.name, delta) for site, delta in built[0])
     _check_base(model, own, config, name, force)
-    return place(model, record_, name, deltas)
+    return install(model, record_, place(model, record_, name, built))
 
 
 def _load_hf(model: nn.Module, folder: Path, name: str | None) -> Adapter:
@@ -102,7 +103,7 @@ def _load_hf(model: nn.Module, folder: Path, name: str | None) -> Adapter:
     name = name or "default"
     record_ = admit(model, name)
     pairs, renamed = hf.interpret(config, tensors, model, _known(model), name)
-    return place(model, record_, name, _build(model, pairs, renamed, name))
+    return install(model, record_, place(model, record_, name, _build(model, pairs, renamed, name)))
 
 
 def _known(model: nn.Module) -> dict[str, Site]:
@@ -111,33 +112,41 @@ def _known(model: nn.Module) -> dict[str, Site]:
 
 def _build(
     model: nn.Module, pairs: native.Pairs, tensors: Mapping[str, Tensor], adapter: str
-) -> list[tuple[Site, Delta]]:
+) -> Built:
     """Deltas with the file's tensors, after every key and shape has been checked; the caller's
     random numbers are not drawn upon.
     """
     with torch.random.fork_rng():
-        _check_keys(_shapes(pairs, adapter), tensors, adapter)
-        deltas = [(site, build(model, site, method)) for site, method in pairs]
+        _check_keys(_shapes(model, pairs, adapter), tensors, adapter)
+        built = build(model, pairs)
     with torch.no_grad():
-        for site, delta in deltas:
-            for key, tensor in delta.tensors().items():
-                tensor.copy_(tensors[f"{site.name}.{delta.method.name}.{key}"])
-    return deltas
+        for key, tensor in held(built).items():
+            tensor.copy_(tensors[key])
+    return built
 
 
-def _shapes(pairs: native.Pairs, adapter: str) -> dict[str, Tensor]:
+def held(built: Built) -> dict[str, Tensor]:
+    """Every tensor of deltas that are on no model yet, by the name that it is saved under."""
+    deltas, shared = built
+    found = {
+        f"{site.name}.{delta.method.name}.{key}": tensor
+        for site, delta in deltas
+        for key, tensor in delta.tensors().items()
+    }
+    for name, common in shared.items():
+        found |= {f"shared.{name}.{key}": tensor for key, tensor in common.tensors().items()}
+    return found
+
+
+def _shapes(model: nn.Module, pairs: native.Pairs, adapter: str) -> dict[str, Tensor]:
     """What the methods will hold, without its memory: a file can ask for any rank."""
-    wanted = {}
-    for site, method in pairs:
-        try:
-            with torch.device("meta"):
-                params = method.init(site)
-        except (RuntimeError, TypeError, OverflowError):
-            raise AdapterMismatch(
-                f"adapter {adapter!r}: {method} cannot be built at {site.name!r}"
-            ) from None
-        wanted |= {f"{site.name}.{method.name}.{key}": one.value for key, one in params.items()}
-    return wanted
+    try:
+        with torch.device("meta"):
+            return held(build(model, pairs, torch.device("meta")))
+    except (RuntimeError, TypeError, OverflowError, ValueError):
+        raise AdapterMismatch(
+            f"adapter {adapter!r}: {pairs[0][1]} cannot be built on this model"
+        ) from None
 
 
 def _check_keys(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], adapter: str) -> None:

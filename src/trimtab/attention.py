@@ -1,0 +1,131 @@
+"""Trained keys and values before an attention's own, through transformers' registry of attention
+functions.
+
+An attention with prefixes has its configuration's function wrapped: `sdpa` becomes `trimtab_sdpa`,
+which puts k and v before the layer's and lengthens the mask. Prefixes never enter a cache, so that
+they work with all kinds of caches, with beams and under checkpointing.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.core.call import Call, repeated
+from trimtab.core.errors import InputError
+from trimtab.core.host import Companion
+from trimtab.core.layout import plain
+from trimtab.core.method import Prefix
+from trimtab.core.stack import gathered
+
+_OURS = "trimtab_"
+_KNOWN = ("eager", "sdpa")
+
+
+def connect(model: nn.Module) -> None:
+    """Wrap the attention function where prefixes are, and unwrap it where there are none."""
+    wanted: dict[int, tuple[Any, bool]] = {}
+    for module in model.modules():
+        config = getattr(plain(module), "config", None)
+        if hasattr(config, "_attn_implementation"):
+            companion = module._modules.get("deltas")
+            here = isinstance(companion, Companion) and companion.site.geometry.kind == "attention"
+            wanted[id(config)] = (config, here or wanted.get(id(config), (None, False))[1])
+    for config, here in wanted.values():
+        chosen = config._attn_implementation
+        bare = (chosen or "eager").removeprefix(_OURS)
+        if here and bare not in _KNOWN:
+            raise InputError(
+                f"a prefix extends attention by 'sdpa' or 'eager', and this model uses {chosen!r}: "
+                "load it with attn_implementation='sdpa'"
+            )
+        if here != str(chosen).startswith(_OURS):
+            offer(bare)
+            config._attn_implementation = _OURS + bare if here else bare
+
+
+@functools.cache
+def offer(bare: str) -> None:
+    """Make the wrapped function and its masks known to transformers."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    masks = ALL_MASK_ATTENTION_FUNCTIONS[bare]
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_OURS + bare, functools.partial(_written_out, masks))
+    own = None if bare == "eager" else ALL_ATTENTION_FUNCTIONS[bare]
+    ALL_ATTENTION_FUNCTIONS.register(_OURS + bare, functools.partial(_attend, own))
+
+
+def _written_out(masks: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A mask that is left out because it is causal would not fit longer keys."""
+    kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return masks(*args, **kwargs)
+
+
+def _attend(
+    own: Callable[..., Any] | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> Any:
+    """query (batch, heads, q, width), key and value (batch, key heads, k, width)."""
+    if own is None:
+        own = sys.modules[type(module).__module__].eager_attention_forward
+    companion = module._modules.get("deltas")
+    found = prefix(companion) if isinstance(companion, Companion) else None
+    if found is None:
+        return own(module, query, key, value, attention_mask, **options)
+    k, v = found.unbind(-4)  # (batch or none, heads, n, width) each
+    batch = key.shape[0]
+    k, v = (_expanded(one.to(key), batch) for one in (k, v))
+    _check(companion, k, key)
+    n = k.shape[2]
+    if attention_mask is not None:
+        attention_mask = _lengthened(attention_mask, n, key.shape[2])
+    if options.get("position_bias") is not None:
+        bias = options["position_bias"]
+        options["position_bias"] = torch.cat([bias.new_zeros(*bias.shape[:-1], n), bias], dim=-1)
+    keys, values = torch.cat([k, key], dim=2), torch.cat([v, value], dim=2)
+    return own(module, query, keys, values, attention_mask, **options)
+
+
+def prefix(companion: Companion) -> Tensor | None:
+    """(2, heads, n, width), or (batch, 2, heads, n, width) where examples are routed."""
+
+    def of(name: str, call: Call) -> list[Tensor]:
+        return [
+            torch.stack(delta.method.kv(delta.values(torch.float32), call))
+            for delta in companion.of(name).values()
+            if isinstance(delta.method, Prefix)
+        ]
+
+    return gathered(companion, of) if companion.acts() else None
+
+
+def _expanded(one: Tensor, batch: int) -> Tensor:
+    if one.ndim == 3:
+        return one.expand(batch, -1, -1, -1)
+    return repeated(one, batch, "the route")
+
+
+def _check(companion: Any, k: Tensor, key: Tensor) -> None:
+    if k.shape[1] != key.shape[1] or k.shape[3] != key.shape[3]:
+        raise InputError(
+            f"the prefix at {companion.site.name!r} has keys of {k.shape[1]} heads x {k.shape[3]}, "
+            f"and the attention there {key.shape[1]} x {key.shape[3]}"
+        )
+
+
+def _lengthened(mask: Tensor, n: int, keys: int) -> Tensor:
+    """Every position may look at the prefix. A mask (…, k) is True or 0 where one may look."""
+    mask = mask[..., :keys]
+    front = mask.new_ones if mask.dtype == torch.bool else mask.new_zeros
+    return torch.cat([front(*mask.shape[:-1], n), mask], dim=-1)

@@ -1,0 +1,108 @@
+"""The facts of one forward pass, set at the model's root and at its stacks, read by laws."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.core.errors import InputError
+
+Route = Sequence[str | None]
+
+
+@dataclass
+class Call:
+    """What laws may know of the forward pass that they are part of.
+
+    `route` names one adapter an example (None: the base alone), `task_ids` (batch,) one task.
+    `masks` are the attention masks (batch, positions) by stack, prompts included; `past` the number
+    of positions already in a stack's cache; `prompted` how many a prompt has put in front; `taps`
+    what sites were given or gave, for laws that read several.
+    """
+
+    route: tuple[str | None, ...] | None = None
+    task_ids: Tensor | None = None
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    past: dict[str, int] = field(default_factory=dict)
+    prompted: dict[str, int] = field(default_factory=dict)
+    taps: dict[str, Tensor] = field(default_factory=dict)
+
+    def mask(self, stack: str | None, x: Tensor) -> Tensor | None:
+        """The mask (batch, positions) of the positions of x (batch, positions, …), if one is
+        known."""
+        mask = self.masks.get(stack or "")
+        if mask is None or x.ndim < 3 or mask.shape[1] < x.shape[1]:
+            return None
+        return repeated(mask[:, mask.shape[1] - x.shape[1] :], x.shape[0], "the attention mask")
+
+    def tasks(self, batch: int) -> Tensor:
+        """One task an example; beams and flattened positions belong to their example's."""
+        if self.task_ids is None:
+            raise InputError(
+                "this adapter needs a task for each example: pass task_ids (batch,) to the model, "
+                "or run it within `with trimtab.given(model, task_ids=…)`"
+            )
+        return repeated(self.task_ids, batch, "task_ids")
+
+    def part(self, index: Tensor, batch: int) -> Call:
+        """The facts of some rows of the batch alone."""
+
+        def rows(tensor: Tensor) -> Tensor:
+            return repeated(tensor, batch, "a fact of the call")[index.to(tensor.device)]
+
+        return dataclasses.replace(
+            self,
+            route=None,
+            task_ids=None if self.task_ids is None else rows(self.task_ids),
+            masks={key: rows(mask) for key, mask in self.masks.items()},
+            taps={key: rows(tap) for key, tap in self.taps.items()},
+        )
+
+
+def repeated(tensor: Tensor, batch: int, what: str) -> Tensor:
+    """One row an example -> one row of the batch: beams stand next to each other."""
+    if tensor.shape[0] == batch:
+        return tensor
+    if tensor.shape[0] == 1:
+        return tensor.expand(batch, *tensor.shape[1:])
+    if tensor.shape[0] == 0 or batch % tensor.shape[0]:
+        raise InputError(
+            f"{what} has {tensor.shape[0]} rows, which does not fit a batch of {batch} examples"
+        )
+    return tensor.repeat_interleave(batch // tensor.shape[0], dim=0)
+
+
+def facts(route: Any = None, task_ids: Any = None) -> dict[str, Any]:
+    """The given facts, checked, as a `Call` takes them."""
+    if route is not None:
+        if isinstance(route, str) or not all(one is None or isinstance(one, str) for one in route):
+            raise InputError(f"route names one adapter an example, or None, not {route!r}")
+        route = tuple(route)
+    if task_ids is not None:
+        task_ids = torch.as_tensor(task_ids)
+        if task_ids.ndim != 1 or task_ids.is_floating_point():
+            raise InputError(f"task_ids holds one whole number an example, not {task_ids!r:.60}")
+    return {"route": route, "task_ids": task_ids}
+
+
+@contextlib.contextmanager
+def given(model: nn.Module, *, route: Route | None = None, task_ids: Any = None) -> Iterator[None]:
+    """Facts for all forward passes within: which adapter acts on which example, which task it is.
+
+    Where the model is called directly the same can be passed to the call, `model(…, route=[…])`;
+    `generate` and training loops that check their arguments need this.
+    """
+    from trimtab.core.adapter import record
+
+    switch = record(model).switch
+    before, switch.given = switch.given, facts(route, task_ids)
+    try:
+        yield
+    finally:
+        switch.given = before

@@ -1,0 +1,305 @@
+"""At the stacks of a model, runs of blocks with an input embedding: facts of the call are taken
+down, prompts put in front, positions shifted, networks beside it heard.
+
+The hooks are objects of this module, so that models pickle. They know arguments by the names that
+transformers' models share (`input_ids`, `inputs_embeds`, `attention_mask`, `position_ids`,
+`past_key_values`), and act on any module that uses them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.core.call import Call
+from trimtab.core.compose import Fuse, Mix, Route, Stack, over, rows
+from trimtab.core.errors import InputError
+from trimtab.core.host import Companion, Switch
+from trimtab.core.method import Beside, Prefix, Prompt
+from trimtab.core.operator import Operator
+from trimtab.core.site import Geometry
+
+_NOWHERE = Geometry("stack", 0, 0)
+
+
+def parameters_of(module: nn.Module) -> list[str]:
+    """The names of the arguments of a module's forward."""
+    return list(inspect.signature(inspect.unwrap(type(module).forward)).parameters)[1:]
+
+
+class EnterModel:
+    """At the root: a call begins. What says who acts on which example is taken out of the
+    arguments, unless the model has arguments of that name itself."""
+
+    def __init__(self, switch: Switch, own: frozenset[str]) -> None:
+        self.switch, self.own = switch, own
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        from trimtab.core.call import facts
+
+        found = dict(self.switch.given)
+        for name in ("route", "task_ids"):
+            if kwargs.get(name) is not None:
+                found[name] = facts(**{name: kwargs[name]})[name]
+        kwargs = {k: v for k, v in kwargs.items() if k in self.own or k not in _FACTS}
+        self.switch.call, self.switch.inside = Call(**found), True
+        return args, kwargs
+
+
+_FACTS = ("route", "task_ids")
+
+
+class EnterStack:
+    """Before a stack: prompts and shifted positions, then the facts of the call."""
+
+    def __init__(self, switch: Switch, name: str, names: list[str], read: bool) -> None:
+        self.switch, self.name, self.names = switch, name, names
+        self.read = read  # whether a decoder reads this stack's output
+        self.attention: list[Companion] = []  # of this stack, with prefixes
+
+    def __call__(self, stack: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if not self.switch.inside:  # `generate` calls an encoder by itself
+            self.switch.call = Call(**self.switch.given)
+        call = self.switch.call
+        facts = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        past = facts.get("past_key_values")
+        call.past[self.name] = length = _seen(past)
+        companion = stack._modules.get("deltas")
+        if isinstance(companion, Companion) and (prompt := prompts(companion)) is not None:
+            self._prompt(stack, companion, prompt, facts, length)
+        if any(one.acts() for one in self.attention):
+            self._shift(facts, length, positions(self.attention))
+        self._lengthen_encoder_mask(facts)
+        mask = facts.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            call.masks[self.name] = mask
+        return (), facts
+
+    def _prompt(
+        self,
+        stack: nn.Module,
+        companion: Companion,
+        prompt: Tensor,
+        facts: dict[str, Any],
+        past: int,
+    ) -> None:
+        """Before the first positions: the prompt, with a mask and positions to fit."""
+        n = prompt.shape[-2]
+        mask, ids = facts.get("attention_mask"), facts.get("position_ids")
+        if isinstance(mask, Tensor):
+            facts["attention_mask"] = _in_front(mask, n)
+        if not past:
+            embeds = self._embeds(stack, facts)
+            batch = embeds.shape[0]
+            prompt = prompt.to(embeds).expand(batch, -1, -1) if prompt.ndim == 2 else prompt
+            facts["inputs_embeds"] = torch.cat([prompt.to(embeds), embeds], dim=1)
+            _lengthen_cache(facts.get("past_key_values"), n)
+            types = facts.get("token_type_ids")
+            if isinstance(types, Tensor):
+                facts["token_type_ids"] = torch.cat([types[:, :1].expand(-1, n), types], dim=1)
+            if not _kept(companion, self.read):
+                self.switch.call.prompted[self.name] = n
+        if isinstance(ids, Tensor):
+            facts["position_ids"] = ids + n if past else _counted(ids, n)
+
+    def _embeds(self, stack: Any, facts: dict[str, Any]) -> Tensor:
+        ids = facts.get("input_ids")
+        if ids is None:
+            return facts["inputs_embeds"]
+        facts["input_ids"] = None
+        return stack.get_input_embeddings()(ids)
+
+    def _shift(self, facts: dict[str, Any], past: int, n: int) -> None:
+        """A prefix takes the first n positions: what follows counts from there."""
+        if "position_ids" not in self.names:
+            return
+        ids = facts.get("position_ids")
+        if ids is None:
+            held = facts.get("input_ids")
+            held = facts.get("inputs_embeds") if held is None else held
+            assert isinstance(held, Tensor)
+            ids = torch.arange(past, past + held.shape[1], device=held.device)[None]
+        facts["position_ids"] = ids + n
+
+    @staticmethod
+    def _lengthen_encoder_mask(facts: dict[str, Any]) -> None:
+        """A decoder reads the encoder's prompt too, of which the caller's mask knows nothing."""
+        states, mask = facts.get("encoder_hidden_states"), facts.get("encoder_attention_mask")
+        if isinstance(states, Tensor) and isinstance(mask, Tensor) and mask.ndim == 2:
+            missing = states.shape[1] - mask.shape[1]
+            if missing > 0:
+                facts["encoder_attention_mask"] = _in_front(mask, missing)
+
+
+def _seen(past: Any) -> int:
+    """How many positions a cache holds."""
+    length = getattr(past, "get_seq_length", None)
+    return int(length()) if length is not None else 0
+
+
+def _in_front(mask: Tensor, n: int) -> Tensor:
+    if mask.ndim != 2:
+        raise InputError(
+            f"a prompt extends an attention mask (batch, positions), not one of shape "
+            f"{tuple(mask.shape)}"
+        )
+    return torch.cat([mask.new_ones(mask.shape[0], n), mask], dim=1)
+
+
+def _counted(ids: Tensor, n: int) -> Tensor:
+    first = torch.arange(n, device=ids.device, dtype=ids.dtype).expand(*ids.shape[:-1], n)
+    return torch.cat([first, ids + n], dim=-1)
+
+
+def _lengthen_cache(cache: Any, n: int) -> None:
+    """A cache of fixed size was sized for the caller's positions alone."""
+    cache = getattr(cache, "self_attention_cache", cache)
+    for layer in getattr(cache, "layers", ()):
+        if hasattr(layer, "max_cache_len") and not getattr(layer, "is_initialized", True):
+            layer.max_cache_len += n
+
+
+def _kept(companion: Companion, read: bool) -> bool:
+    """Whether the prompt's positions stay in the output."""
+    chosen = [d.method.keep for d in companion.active() if isinstance(d.method, Prompt)]
+    asked = {keep for keep in chosen if keep is not None}
+    if len(asked) > 1:
+        raise InputError("of prompts that act together either all keep their positions or none")
+    return asked.pop() if asked else read
+
+
+class LeaveStack:
+    """After the run of blocks: networks beside it change its output; prompts are cut off."""
+
+    def __init__(self, switch: Switch, name: str) -> None:
+        self.switch, self.name = switch, name
+        self.companion: Companion | None = None
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        companion = self.companion
+        if companion is None or not companion.acts():
+            return output
+        y = _states(output)
+        if any(isinstance(delta.method, Beside) for delta in companion.active()):
+            operator = over(self.switch.composition, _Output(y), companion.of, self.switch.call)
+            y = operator(y)
+        n = self.switch.call.prompted.pop(self.name, 0)
+        return _with_states(output, y[:, n:])
+
+
+class _Output(Operator):
+    """A stack's output, as the operator beneath the networks beside it."""
+
+    def __init__(self, y: Tensor) -> None:
+        self.y, self.geometry, self.dtype = y, _NOWHERE, y.dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+    def tensors(self) -> dict[str, Tensor]:
+        raise InputError("a stack has no one weight")
+
+
+def _states(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    return output["last_hidden_state"] if isinstance(output, Mapping) else output[0]
+
+
+def _with_states(output: Any, states: Tensor) -> Any:
+    if isinstance(output, Tensor):
+        return states
+    if isinstance(output, Mapping):
+        output["last_hidden_state"] = states  # type: ignore[index]
+        return output
+    return (states, *output[1:])
+
+
+class Tap:
+    """At a block: its output is kept for laws that read several."""
+
+    def __init__(self, switch: Switch, key: str) -> None:
+        self.switch, self.key = switch, key
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.switch.call.taps[self.key] = output if isinstance(output, Tensor) else output[0]
+
+
+def prompts(companion: Companion) -> Tensor | None:
+    """The rows that the active adapters put before the input: (n, d) or (batch, n, d)."""
+
+    def of(name: str, call: Call) -> list[Tensor]:
+        return [
+            delta.method.extend(delta.values(torch.float32), call)
+            for delta in companion.of(name).values()
+            if isinstance(delta.method, Prompt)
+        ]
+
+    return gathered(companion, of) if companion.acts() else None
+
+
+def positions(attention: list[Companion]) -> int:
+    """How many positions the active prefixes take."""
+    for companion in attention:
+        taken = [d.method.positions for d in companion.active() if isinstance(d.method, Prefix)]
+        if taken:
+            routed = isinstance(companion.switch.composition, Route)
+            return max(taken) if routed else sum(taken)
+    return 0
+
+
+def gathered(
+    companion: Companion, of: Callable[[str, Call], list[Tensor]], dim: int = -2
+) -> Tensor | None:
+    """What the active adapters put in front, one after the other along `dim`; of routed ones each
+    example has its own, in a first dimension."""
+    switch = companion.switch
+
+    def collect(node: Any) -> list[Tensor]:
+        match node:
+            case None:
+                return []
+            case str():
+                return of(node, switch.call)
+            case Stack(parts=parts):
+                return [tensor for part in parts for tensor in collect(part)]
+            case Route(parts=parts):
+                return _routed(parts)
+            case Mix(weights=weights):
+                named = [name for name, _ in weights]
+            case Fuse(parts=named):
+                pass
+        if any(of(name, switch.call) for name in named):
+            raise InputError(
+                f"prompts and prefixes stand one before the other: {type(node).__name__} cannot "
+                "put them together; use Stack or Route"
+            )
+        return []
+
+    def _routed(parts: tuple[str, ...]) -> list[Tensor]:
+        if not any(name in companion._modules for name in parts):
+            return []
+        route = switch.call.route
+        rows(route, parts, len(route or ()))  # refuses what is not there
+        each = {}
+        for name in set(route or ()):
+            found = of(name, switch.call) if name is not None else []
+            if not found:
+                raise InputError(
+                    f"{name!r} puts nothing before the input, and is routed with adapters that do: "
+                    "within a batch all examples have a prompt, or none has"
+                )
+            each[name] = torch.cat(found, dim)
+        if len({tensor.shape for tensor in each.values()}) > 1:
+            shapes = {name: tensor.shape[dim] for name, tensor in each.items()}
+            raise InputError(f"routed prompts have one length, and these differ: {shapes}")
+        return [torch.stack([each[name] for name in route or ()])]
+
+    tensors = collect(switch.composition)
+    if not tensors:
+        return None
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)

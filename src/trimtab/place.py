@@ -1,0 +1,257 @@
+"""Putting deltas on a model, and taking them off: hosts, companions, hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from trimtab import attention
+from trimtab.core import stack, watch
+from trimtab.core.adapter import RECORD, Adapter, Record
+from trimtab.core.delta import Delta, Tensors
+from trimtab.core.errors import InputError
+from trimtab.core.host import Companion, Host, ParameterHost
+from trimtab.core.layout import Run, plain, runs
+from trimtab.core.method import Beside, Combine, Method, Prefix, Prompt
+from trimtab.core.site import Site, geometry
+from trimtab.match import ROOT, sites
+
+Built = tuple[list[tuple[Site, Delta]], dict[str, Tensors]]
+
+
+def build(
+    model: nn.Module, pairs: Sequence[tuple[Site, Method]], device: torch.device | None = None
+) -> Built:
+    """The fresh deltas of an adapter and what they share, not yet on the model; on the sites'
+    devices, or on another.
+    """
+    grouped: dict[Method, list[Site]] = {}
+    for site, method in pairs:
+        grouped.setdefault(method, []).append(site)
+    shared: dict[Method, Tensors] = {}
+    keys: dict[str, Tensors] = {}
+    for method, where in grouped.items():
+        params = method.shared(where)
+        if params:
+            shared[method] = Tensors(params, device or where[0].device)
+            same = sum(key.partition("-")[0] == method.name for key in keys)
+            keys[f"{method.name}-{same + 1}" if same else method.name] = shared[method]
+    deltas = []
+    for site, method in pairs:
+        index = grouped[method].index(site)
+        deltas.append((site, Delta(method, site, index, shared.get(method), device)))
+    _refuse_twice(deltas)
+    return deltas, keys
+
+
+def _refuse_twice(deltas: Sequence[tuple[Site, Delta]]) -> None:
+    seen = set()
+    for site, delta in deltas:
+        if (site.name, delta.key) in seen:
+            raise InputError(f"{delta.method.name} acts once at a site, not twice: {site.name!r}")
+        seen.add((site.name, delta.key))
+
+
+def place(model: nn.Module, record: Record, name: str, built: Built) -> Adapter:
+    """Put deltas on the model as one adapter. All that can fail has been done before."""
+    deltas, shared = built
+    adapter = Adapter(name, tuple((site.name, delta.method) for site, delta in deltas))
+    adapter.shared = shared
+    watched: dict[str, dict[str, Host]] = {}
+    for site, delta in deltas:
+        if isinstance(delta.method, Prompt | Prefix | Beside) or site.geometry.kind == "stack":
+            holder: Host | Companion = _companion(site, record)
+        else:
+            holder = _host(model, site, record)
+            watched.setdefault(site.homes[0].rpartition(".")[0], {})[site.name] = holder
+        holder.add(name, delta) if isinstance(holder, Host) else holder.add(name, delta.key, delta)
+        adapter.hosts[site.name] = holder
+        adapter.members.append(delta)
+    for parent, hosts in watched.items():
+        model.get_submodule(parent).register_forward_hook(watch.NoticeSkipped(hosts))
+    if shared:
+        root = Site(ROOT, model, geometry(model), homes=("",))
+        for key, held in shared.items():
+            _companion(root, record).add(name, key, held)
+    _connect(model, record, adapter)
+    return adapter
+
+
+def _host(model: nn.Module, site: Site, record: Record) -> Host:
+    """The host in the place of the site's module: the one that is there, or a new one."""
+    current = model.get_submodule(site.homes[0])
+    kind = Host if site.parameter is None else ParameterHost
+    if isinstance(current, Host):
+        current.admit(site)
+        return current
+    if site.homes[0] == "":
+        raise InputError(
+            f"{site.name!r} is the model itself, which has no place to be put into: wrap it in "
+            "another module, such as torch.nn.Sequential"
+        )
+    host = kind(site, record.switch)
+    put(model, site.homes, host)
+    return host
+
+
+def _companion(site: Site, record: Record) -> Companion:
+    """The child called `deltas` of the site's module."""
+    found = site.module._modules.get("deltas")
+    if not isinstance(found, Companion):
+        found = Companion(site, record.switch)
+        found.training = site.module.training
+        site.module._modules["deltas"] = found
+    return found
+
+
+def put(model: nn.Module, paths: Sequence[str], module: nn.Module) -> None:
+    """Hang a module at these places of the tree."""
+    for path in paths:
+        parent, _, leaf = path.rpartition(".")
+        above = model.get_submodule(parent)
+        for holder in (above, above.base) if isinstance(above, Host) else (above,):
+            holder._modules[leaf] = module
+
+
+def _connect(model: nn.Module, record: Record, adapter: Adapter) -> None:
+    """What the adapter's laws need from elsewhere: inputs of sublayers, outputs of blocks, the
+    attention function."""
+    entries = {site.name: site for site in sites(model)} if _reads_entry(adapter) else {}
+    for site, delta in adapter.deltas():
+        if getattr(delta.method, "reads_entry", False):
+            entry = delta.site.entry
+            if entry is None or entry not in entries:
+                raise InputError(
+                    f"{delta.method.name} acts beside a whole sublayer, and {site!r} is not the "
+                    "last map of one"
+                )
+            _host(model, entries[entry], record).tapped[adapter.name + ":" + entry] = entry
+    if any(isinstance(m, Beside | Prompt | Prefix | Combine) for _, m in adapter.entries):
+        reconnect(model, record)
+
+
+def _reads_entry(adapter: Adapter) -> bool:
+    return any(getattr(method, "reads_entry", False) for _, method in adapter.entries)
+
+
+def reconnect(model: nn.Module, record: Record) -> None:
+    """Hooks at stacks and attentions, as the adapters that are there need them."""
+    for module in model.modules():
+        for hook in (stack.LeaveStack, stack.Tap):
+            watch.drop(plain(module), hook)
+    for run in runs(model):
+        module = model.get_submodule(run.name)
+        companion = module._modules.get("deltas")
+        held = companion if isinstance(companion, Companion) else None
+        leave = stack.LeaveStack(record.switch, run.name or ROOT)
+        leave.companion = held
+        if held is not None and held.site.geometry.kind == "stack":
+            model.get_submodule(run.leave).register_forward_hook(leave)
+            if _reads_blocks(held):
+                _tap(model, record, run)
+        prefixes = [
+            child
+            for name, child in module.named_modules()
+            if isinstance(child, Companion) and child.site.geometry.kind == "attention"
+        ]
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, stack.EnterStack):
+                hook.attention = [c for c in prefixes if "self-attention" in c.site.roles]
+    attention.connect(model)
+
+
+def _reads_blocks(companion: Companion) -> bool:
+    return any(
+        isinstance(delta.method, Beside)
+        for name in companion._modules
+        for delta in companion.of(name).values()
+    )
+
+
+def _tap(model: nn.Module, record: Record, run: Run) -> None:
+    for index, block in enumerate(run.blocks):
+        tap = stack.Tap(record.switch, f"{run.name or ROOT}#{index}")
+        model.get_submodule(block).register_forward_hook(tap)
+
+
+def guard(model: nn.Module, record: Record) -> None:
+    """Freeze the base, and watch the model from now on."""
+    model.__dict__[RECORD] = record
+    for name, parameter in model.named_parameters():
+        if ".deltas." not in f".{name}.":
+            parameter.requires_grad_(False)
+    own = frozenset(stack.parameters_of(model))
+    model.register_forward_pre_hook(stack.EnterModel(record.switch, own), with_kwargs=True)
+    all_ = runs(model)
+    for run in (run for run in all_ if run.takes):
+        module = model.get_submodule(run.name)
+        names = stack.parameters_of(module)
+        read = not run.decoder and any(other.decoder for other in all_)
+        enter = stack.EnterStack(record.switch, run.name or ROOT, names, read)
+        module.register_forward_pre_hook(enter, with_kwargs=True)
+    model.register_forward_hook(watch.PinVersion(record.switch))
+    for module in model.modules():
+        module = plain(module)
+        if geometry(module).kind == "linear":
+            module.register_forward_pre_hook(watch.contiguous_input)
+    embeddings = getattr(model, "get_input_embeddings", None)
+    if embeddings is not None and getattr(model, "main_input_name", "input_ids") != "input_ids":
+        embeddings().register_forward_hook(watch.InputGradients(model))
+
+
+def remove(model: nn.Module, record: Record, adapter: Adapter) -> None:
+    """Take an adapter's deltas off; a host without any gives its place back."""
+    shared = model._modules.get("deltas")
+    if adapter.shared and isinstance(shared, Companion):
+        shared.drop(adapter.name)
+    for holder in {id(host): host for host in adapter.hosts.values()}.values():
+        held: Any = holder.deltas if isinstance(holder, Host) else holder
+        if adapter.name in held._modules:
+            held.drop(adapter.name)
+    kept = {id(h) for other in record.adapters.values() for h in other.hosts.values()}
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, Host):
+            for key in [k for k in module.tapped if k.partition(":")[0] == adapter.name]:
+                del module.tapped[key]
+            if id(module) not in kept and not module.tapped and not module.deltas._modules:
+                put(model, [path], module.base)
+                watch.overlook(model, module)
+        companion = module._modules.get("deltas")
+        if isinstance(companion, Companion) and not companion._modules:
+            del module._modules["deltas"]
+    if any(isinstance(m, Beside | Prompt | Prefix | Combine) for _, m in adapter.entries):
+        reconnect(model, record)
+
+
+def release(model: nn.Module, record: Record) -> None:
+    """The model is the base again."""
+    del model.__dict__[RECORD]
+    for module in model.modules():
+        for hook in HOOKS:
+            watch.drop(module, hook)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in record.trained_before)
+
+
+HOOKS: tuple[Any, ...] = (
+    *(watch.PinVersion, watch.NoticeSkipped, watch.InputGradients, watch.contiguous_input),
+    *(stack.EnterModel, stack.EnterStack, stack.LeaveStack, stack.Tap),
+)
+"""All that we hang on a model, to be dropped with its last adapter."""
+
+
+def tied(model: nn.Module) -> dict[int, list[str]]:
+    """Of every parameter that several modules hold (tied weights): their names."""
+    found: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            found.setdefault(id(parameter), []).append(name)
+    return {key: names for key, names in found.items() if len(names) > 1}
+
+
+def hosts_of(hosts: Mapping[str, Host | Companion]) -> list[Host]:
+    """The hosts among them, each once."""
+    return list({id(h): h for h in hosts.values() if isinstance(h, Host)}.values())
