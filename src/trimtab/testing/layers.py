@@ -32,6 +32,7 @@ class _OneLayer(nn.Module):
         attention = layer if isinstance(layer, _Fused) else nn.ModuleDict({leaf: layer})
         self.layers = nn.ModuleList([nn.ModuleDict({"attention": attention})])
         self.path = "layers.0.attention" + ("" if attention is layer else f".{leaf}")
+        self.mixes = isinstance(layer, nn.MultiheadAttention)  # told now: a host may replace it
         self.head = nn.Linear(self._features(x).shape[1], 8)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ class _OneLayer(nn.Module):
 
     def _features(self, x: Tensor) -> Tensor:
         layer = self.get_submodule(self.path)
-        y = layer(x, x, x)[0] if isinstance(layer, nn.MultiheadAttention) else layer(x)
+        y = layer(x, x, x)[0] if self.mixes else layer(x)
         return y.flatten(1)
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trimtab import LoRA
 from trimtab.adapt import activate, attach
 from trimtab.core.adapter import Adapter, carries
+from trimtab.core.call import given
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method
-from trimtab.methods.lora import LoRA
 from trimtab.testing.architectures import Architecture
 
 PARTS = ("part-a", "part-b")
@@ -92,8 +93,6 @@ class Trial:
         """The facts of a call that the method cannot do without."""
         if "task_ids" in getattr(self.method, "needs", ()) and carries(model):
             count = next(len(value) for value in self.batch.values() if isinstance(value, Tensor))
-            from trimtab.core.call import given  # type: ignore[import-not-found, unused-ignore]
-
             with given(model, task_ids=torch.zeros(count, dtype=torch.long)):
                 yield
         else:

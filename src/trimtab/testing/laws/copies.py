@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.adapt import activate, detach, parameters
+from trimtab.adapt import activate, detach
 from trimtab.core.method import Method, Selection
+from trimtab.core.training import parameters
 from trimtab.testing.architectures import Architecture
 from trimtab.testing.trial import (
     NotApplicable,

@@ -38,7 +38,7 @@ def counts(method: Method, architecture: Architecture, parameters: Formula | Non
         ensure(report.bytes == held, "reported bytes are not those of the tensors")
         reports.append(report.trainable)
         if parameters is not None and not isinstance(method, Selection):
-            wanted = parameters([known[name] for name in adapter.hosts])
+            wanted = parameters([known[name] for name in dict(adapter.deltas())])
             ensure(
                 report.trainable == wanted,
                 f"{report.trainable} parameters train; the formula says {wanted}",

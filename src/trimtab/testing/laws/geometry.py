@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import torch
 
-from trimtab.adapt import attach, detach, merge, parameters, unmerge
+from trimtab.adapt import attach, detach, merge, unmerge
 from trimtab.core.errors import InputError, StateError, TrimtabError
 from trimtab.core.method import Method, Selection
+from trimtab.core.training import parameters
 from trimtab.testing.laws.merging import affine
 from trimtab.testing.layers import Layer
 from trimtab.testing.trial import (

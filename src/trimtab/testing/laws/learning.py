@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from trimtab.adapt import parameters
 from trimtab.core.adapter import Adapter
 from trimtab.core.method import Method, Selection
+from trimtab.core.training import parameters
 from trimtab.testing.architectures import Architecture
 from trimtab.testing.trial import (
     Trial,

@@ -3,18 +3,17 @@ removing one leaves the rest bit for bit."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from trimtab.adapt import activate, attach, detach, parameters, unmerge
-from trimtab.core import compose
+from trimtab import LoRA
+from trimtab.adapt import activate, attach, detach, unmerge
 from trimtab.core.adapter import record
-from trimtab.core.compose import Stack
+from trimtab.core.call import given
+from trimtab.core.compose import Route, Stack
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method
-from trimtab.methods.lora import LoRA
+from trimtab.core.training import parameters
 from trimtab.testing.architectures import Architecture
 from trimtab.testing.laws.merging import affine, try_merge
 from trimtab.testing.trial import (
@@ -88,7 +87,7 @@ def removal_leaves_the_rest(method: Method, architecture: Architecture) -> None:
     for name in ("a", "b"):
         activate(trial.model, name)
         assert_same(trial.outputs(), outputs[name], f"{name!r} after another was removed")
-    for name in record(trial.model).adapters.copy():
+    for name in reversed(list(record(trial.model).adapters)):
         detach(trial.model, name)
     assert_same(trial.outputs(), trial.outputs(architecture.model()), "the model without adapters")
     ensure(list(trial.model.state_dict()) == list(base), "something is left of the adapters")
@@ -133,13 +132,8 @@ def _merged_stack(trial: Trial, outputs: Tensor, names: tuple[str, str]) -> None
 
 def routes_equal_one_at_a_time(method: Method, architecture: Architecture) -> None:
     """A batch whose examples use other adapters equals one adapter at a time."""
-    route: Any = getattr(compose, "Route", None)
-    if route is None:
-        raise NotApplicable("this version routes no examples")
     if not architecture.apart:
         raise NotHere("the model compares the examples of a batch with each other")
-    from trimtab.core.call import given  # type: ignore[import-not-found, unused-ignore]
-
     trial = Trial(method, architecture)
     _attach(trial, "a", 1)
     _attach(trial, "b", 3)
@@ -148,12 +142,12 @@ def routes_equal_one_at_a_time(method: Method, architecture: Architecture) -> No
         activate(trial.model, name)
         alone[name] = trial.outputs()
     try:
-        activate(trial.model, route("a", "b"))
+        activate(trial.model, Route("a", "b"))
     except InputError as error:
         raise NotApplicable(str(error)) from None
     for names in (["a", "b"], ["b", "a"], ["b", "b"]):
         with given(trial.model, route=names):
-            outputs = trial.architecture.outputs(trial.model, trial.batch)
+            outputs = trial.outputs()
         for row, name in enumerate(names):
             what = f"example {row} routed to {name!r}, of {names}"
             assert_near(outputs[row], alone[name][row], what, 1e-5)

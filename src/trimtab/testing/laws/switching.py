@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from torch import nn
 
+from trimtab import LoRA
 from trimtab.adapt import activate, attach, detach, merge
 from trimtab.core.errors import StateError, TrimtabError
 from trimtab.core.method import Method
-from trimtab.methods.lora import LoRA
 from trimtab.testing.architectures import Architecture
 from trimtab.testing.laws.checkpointing import checkpoint, checkpointed_loss
 from trimtab.testing.trial import (
