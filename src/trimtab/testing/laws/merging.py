@@ -37,7 +37,9 @@ def try_merge(trial: Trial) -> None:
         ensure(str(error), "merging is refused without a reason")
         assert_same_state(trial.model, before)
         assert_same(trial.outputs(), outputs, "the outputs after a merge that was refused")
-        if isinstance(error, StateError):  # tied weights, which another model has not
+        if isinstance(error, StateError) and affine(
+            trial.method
+        ):  # tied weights, which another model has not
             raise NotHere(str(error)) from None
         ensure(not affine(trial.method), f"it is affine, and does not merge: {error}")
         raise NotApplicable(str(error)) from None
