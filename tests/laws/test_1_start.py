@@ -6,26 +6,21 @@ from typing import Any
 
 import cases
 import pytest
+import suite
 import torch
 
 import trimtab
 from trimtab.core.method import Method, Param
 from trimtab.match import sites
+from trimtab.testing import ARCHITECTURES
 
 
-def starts_at_the_base(method: Method, architecture: cases.Architecture) -> None:
-    model, batch = architecture.model(), architecture.batch()
-    before = cases.logits(model, batch)
-    cases.attach(model, method)
-    torch.testing.assert_close(cases.logits(model, batch), before, rtol=0, atol=2e-6)
+@suite.held(1)
+def test_holds(method: Method, law: Any, where: Any) -> None:
+    suite.check(method, law, where)
 
 
-@cases.pairs()
-def test_starts_at_the_base(method: Method, architecture: cases.Architecture) -> None:
-    starts_at_the_base(method, architecture)
-
-
-@cases.pairs(cases.SITED)
+@cases.pairs([method for method in cases.SITED if not method.needs])
 def test_a_method_without_a_site_says_so(method: Method, architecture: cases.Architecture) -> None:
     """Either something is adapted, or an error names the target; never nothing in silence."""
     model = architecture.model()
@@ -52,7 +47,15 @@ class StartsElsewhere(trimtab.LoRA):
         return {**drawn, "B": Param(torch.ones_like(drawn["B"].value))}
 
 
-@pytest.mark.parametrize("architecture", cases.ARCHITECTURES, ids=lambda a: a.name)
-def test_control(architecture: cases.Architecture) -> None:
-    with pytest.raises(AssertionError):
-        starts_at_the_base(StartsElsewhere(), architecture)
+@pytest.mark.parametrize("name", [one.name for one in ARCHITECTURES])
+def test_control(name: str) -> None:
+    suite.breaks(StartsElsewhere(), "start", "against the base's", on=name)
+
+
+class SaysWhy(StartsElsewhere):
+    starts_at_base = "it starts where the paper says"
+
+
+def test_a_reason_is_heard() -> None:
+    with pytest.raises(pytest.skip.Exception, match="where the paper says"):
+        suite.check(SaysWhy(), suite.LAWS["start"], cases.by_name("bert"))

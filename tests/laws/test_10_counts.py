@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import cases
 import pytest
-import torch
+import suite
+from formulas import FORMULAS
 from torch import nn
 
 import trimtab
 from trimtab.core.method import Method
+from trimtab.testing import ARCHITECTURES, check_method
+
+
+@suite.held(10)
+def test_holds(method: Method, law: Any, where: Any) -> None:
+    suite.check(method, law, where)
+
+
+def test_every_method_has_its_formula() -> None:
+    assert {method.name for method in cases.SITED} == set(FORMULAS)
+
+
+@pytest.mark.parametrize("method", cases.SITED, ids=lambda method: method.name)
+def test_counts_are_the_formulas(method: Method) -> None:
+    report = check_method(method, ARCHITECTURES, laws=["counts"], parameters=FORMULAS[method.name])
+    report.raise_if_broken()
+    assert report.of("holds")
+
 
 HIDDEN, WIDE, LAYERS, HEAD = 32, 64, 2, 3
 
@@ -20,7 +40,7 @@ def _all(model: nn.Module) -> int:
 
 
 # Written from the papers and the architectures' shapes, not from the code under test.
-FORMULAS: dict[str, dict[str, Callable[[int], int]]] = {
+FIGURES: dict[str, dict[str, Callable[[int], int]]] = {
     "lora": {  # r (in + out) at every linear map but the head
         "bert": lambda _: 8 * (LAYERS * (4 * (32 + 32) + 2 * (32 + 64)) + (32 + 32)),
         "gpt2": lambda _: 8 * LAYERS * ((32 + 96) + (32 + 32) + 2 * (32 + 128)),
@@ -46,14 +66,14 @@ FORMULAS: dict[str, dict[str, Callable[[int], int]]] = {
 
 
 @cases.pairs()
-def test_counts(method: Method, architecture: cases.Architecture) -> None:
-    if architecture.name not in FORMULAS.get(method.name, {}):
-        pytest.skip(f"no formula is written down for {method.name} on {architecture.name}")
+def test_written_down_for_four(method: Method, architecture: cases.Architecture) -> None:
+    if architecture.name not in FIGURES.get(method.name, {}):
+        pytest.skip(f"no figure is written down for {method.name} on {architecture.name}")
     model = architecture.model()
     total = _all(model)
     adapter = trimtab.attach(model, method)
     count = sum(parameter.numel() for parameter in adapter.parameters())
-    assert count == FORMULAS[method.name][architecture.name](total)
+    assert count == FIGURES[method.name][architecture.name](total)
     report = trimtab.summary(model)
     assert report.trainable == count == sum(report.sites.values())
     assert report.total == total
@@ -68,11 +88,19 @@ def test_lora_grows_with_its_rank(rank: int) -> None:
     assert f"{rank * 16} parameters" in str(trimtab.summary(model))
 
 
-@cases.pairs(cases.SITED)
-def test_a_bf16_base_counts_the_same(method: Method, architecture: cases.Architecture) -> None:
-    models = architecture.model(), architecture.model().to(torch.bfloat16)
-    counts = []
-    for model in models:
-        cases.attach(model, method)
-        counts.append(trimtab.summary(model))
-    assert counts[0] == counts[1]
+def test_controls() -> None:
+    """A formula that is off by one site, and a method whose fixed tensors train."""
+    report = check_method(
+        trimtab.LoRA(),
+        [cases.by_name("bert")],
+        laws=["counts"],
+        parameters=lambda sites: FORMULAS["lora"](sites[1:]),
+    )
+    assert "the formula says" in report.broken[0].why
+    report = check_method(
+        trimtab.LoRA(rank=9),
+        [cases.by_name("bert")],
+        laws=["counts"],
+        parameters=FORMULAS["lora"],
+    )
+    assert "the formula says" in report.broken[0].why
