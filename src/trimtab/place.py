@@ -45,7 +45,24 @@ def build(
         index = grouped[method].index(site)
         deltas.append((site, Delta(method, site, index, shared.get(method), device)))
     _refuse_twice(deltas)
+    _refuse_two_kinds(model, deltas)
     return deltas, keys
+
+
+def _refuse_two_kinds(model: nn.Module, deltas: Sequence[tuple[Site, Delta]]) -> None:
+    """One module is either called, or called with other tensors; not both."""
+    kinds: dict[str, type[nn.Module]] = {}
+    for site, delta in deltas:
+        if isinstance(delta.method, Prompt | Prefix | Beside) or site.geometry.kind == "stack":
+            continue
+        home, wanted = site.homes[0], Host if site.parameter is None else ParameterHost
+        current = kinds.setdefault(home, type(model.get_submodule(home)))
+        if issubclass(current, Host) and current is not wanted:
+            raise InputError(
+                f"{delta.method.name} cannot act at {site.name!r}: another edit acts on "
+                f"{home!r} {'as a whole' if current is Host else 'by its tensors'}"
+            )
+        kinds[home] = wanted
 
 
 def _refuse_twice(deltas: Sequence[tuple[Site, Delta]]) -> None:
@@ -202,6 +219,9 @@ def guard(model: nn.Module, record: Record) -> None:
     embeddings = getattr(model, "get_input_embeddings", None)
     if embeddings is not None and getattr(model, "main_input_name", "input_ids") != "input_ids":
         embeddings().register_forward_hook(watch.InputGradients(model))
+    for run in (run for run in all_ if not run.takes):
+        module = model.get_submodule(run.name)
+        module.register_forward_pre_hook(watch.StackGradients(model), with_kwargs=True)
 
 
 def remove(model: nn.Module, record: Record, adapter: Adapter) -> None:
@@ -240,7 +260,7 @@ def release(model: nn.Module, record: Record) -> None:
 
 HOOKS: tuple[Any, ...] = (
     *(watch.PinVersion, watch.NoticeSkipped, watch.OutputSkipped, watch.InputGradients),
-    watch.contiguous_input,
+    *(watch.StackGradients, watch.contiguous_input),
     *(stack.EnterModel, stack.EnterStack, stack.LeaveStack, stack.Tap),
 )
 """All that we hang on a model, to be dropped with its last adapter."""

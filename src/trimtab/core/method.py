@@ -113,9 +113,16 @@ class Method(ABC):
     def accepts(self, site: Site) -> str | None:
         """None where the law can act; otherwise the reason why it cannot."""
         if site.geometry.kind in self.kinds:
-            return None
+            return self._unreachable(site)
         what = type(site.module).__name__ if site.geometry.kind == "other" else site.geometry.kind
         return f"it acts on {' or '.join(sorted(self.kinds))}, and this is {what}"
+
+    def _unreachable(self, site: Site) -> str | None:
+        """Where a module reads its weight itself, only a change of the weight can act."""
+        own = type(self)
+        if site.parameter is None or own.affine is not Method.affine:
+            return None
+        return f"{type(site.module).__name__} reads this weight itself, and gives no output of it"
 
     def shared(self, sites: Sequence[Site]) -> dict[str, Param]:
         """The tensors that all sites of an adapter hold in common."""

@@ -66,11 +66,16 @@ def build(name: str, arguments: Mapping[str, Any]) -> Method:
         if key not in known:
             raise InputError(f"{name} has no hyper-parameter {key!r}; {nearest(key, known)}")
         _check_type(name, key, value, known[key].default)
-    return cls(**arguments)
+    return cls(**{key: _frozen(value) for key, value in arguments.items()})
+
+
+def _frozen(value: Any) -> Any:
+    """What files give as a list, hyper-parameters hold as a tuple."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _check_type(name: str, key: str, value: Any, default: Any) -> None:
-    expected = type(default)
+    expected, value = type(default), _frozen(value)
     fits = isinstance(value, expected) and isinstance(value, bool) == isinstance(default, bool)
     if expected is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)

@@ -281,7 +281,7 @@ def gathered(
         return []
 
     def _routed(parts: tuple[str, ...]) -> list[Tensor]:
-        if not any(name in companion._modules for name in parts):
+        if not any(of(name, switch.call) for name in parts):
             return []
         route = switch.call.route
         rows(route, parts, len(route or ()))  # refuses what is not there

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method, Param, Values
-from trimtab.core.operator import Base, Operator
+from trimtab.core.operator import Base, Operator, Patches
 from trimtab.core.site import Geometry, Site
 
 
@@ -27,6 +27,8 @@ class Whole(Method):
     name = "whole"
 
     def accepts(self, site: Site) -> str | None:
+        if site.parameter is not None or site.rows is not None:
+            return f"it is a part of what {type(site.module).__name__} holds: train that whole"
         if not any(True for _ in site.module.parameters(recurse=False)):
             return "it has no parameters of its own"
         if getattr(site.module, "track_running_stats", False):
@@ -48,4 +50,6 @@ class Whole(Method):
             raise InputError("a module trained whole takes no other method beneath it")
         theta = inner.module.named_parameters(recurse=False)
         own = {name: getattr(p, name).to(tensor.dtype) for name, tensor in theta}
-        return functional_call(inner.module, own, (x,))
+        if isinstance(x, Patches):
+            return x.last(functional_call(inner.module, own, (x.x,)))
+        return functional_call(inner.module, own, (x, *inner.args), dict(inner.kwargs))
