@@ -14,7 +14,7 @@ from trimtab.core.site import Site
 
 class Tensors(nn.Module):
     """Named tensors. Trained ones are kept in fp32, whatever the base's dtype, and cast down at
-    use, so that small updates are not rounded away.
+    use, so that small updates are not rounded away; the others in the precision they came in.
     """
 
     def __init__(self, params: Mapping[str, Param], device: torch.device) -> None:
@@ -37,11 +37,11 @@ class Tensors(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Tensors:
         """`.to(bfloat16)` moves the masters and leaves them their precision."""
-        masters = {name: p.data for name, p in self.named_parameters()}
+        masters = {name: tensor.data for name, tensor in self.tensors().items()}
         super()._apply(fn, recurse)
-        for name, parameter in self.named_parameters():
-            if parameter.dtype != torch.promote_types(parameter.dtype, torch.float32):
-                parameter.data = masters[name].to(parameter.device)
+        for name, tensor in self.tensors().items():
+            if tensor.dtype != torch.promote_types(tensor.dtype, masters[name].dtype):
+                tensor.data = masters[name].to(tensor.device)
         return self
 
     def cast(self, dtype: torch.dtype) -> dict[str, Tensor]:
