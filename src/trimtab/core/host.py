@@ -74,6 +74,7 @@ class Companion(Deltas):
     def __init__(self, site: Site, switch: Switch) -> None:
         super().__init__()
         self.site, self.switch = site.bare(), switch
+        self._register_state_dict_hook(_leave_out_merged)
 
     def acts(self) -> bool:
         return not self.switch.merged and any(n in self._modules for n in self.switch.active)
@@ -292,8 +293,11 @@ def _first(kind: Any) -> str:
     return list(inspect.signature(kind.forward).parameters)[1]
 
 
-def _leave_out_merged(host: Host, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+def _leave_out_merged(
+    holder: Host | Companion, state: dict[str, Tensor], prefix: str, _: Any
+) -> None:
     """Merged deltas are in the weights already: stored beside them they would act twice."""
-    if host.switch.merged:
-        for key in [key for key in state if key.startswith(f"{prefix}deltas.")]:
+    if holder.switch.merged:
+        own = f"{prefix}deltas." if isinstance(holder, Host) else prefix
+        for key in [key for key in state if key.startswith(own)]:
             del state[key]
