@@ -164,6 +164,15 @@ class Host(nn.Module):
         """(path beneath the base, tensor as the active adapters make it)."""
         yield from self.operator().tensors().items()
 
+    def _evaluated(self) -> list[tuple[str, Tensor]]:
+        """The same as laws have it at evaluation: without dropout or drawn masks."""
+        training = self.deltas.training
+        try:
+            self.deltas.eval()
+            return list(self._rewritten())
+        finally:
+            self.deltas.train(training)
+
     @torch.no_grad()
     def merge(self, shared: Mapping[int, Sequence[str]]) -> None:
         """Write the active laws into the base's tensors, and remember what was there.
@@ -173,7 +182,7 @@ class Host(nn.Module):
         if not self.active():
             return
         changed: dict[str, Tensor] = {}
-        for name, tensor in self._rewritten():
+        for name, tensor in self._evaluated():
             own = self.base.get_parameter(name)
             tensor = tensor.to(own.dtype)
             if torch.equal(tensor, own):
