@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +20,8 @@ from trimtab.core.site import Geometry, Site
 
 class Values:
     """The tensors of one delta as attributes, its own and its adapter's shared ones, cast to the
-    dtype of the computation. `site` is where it acts, the `index`th of its method's `sites`.
+    dtype of the computation. `site` is where it acts, the `index`th of its method's `total` sites;
+    `shared` names the tensors that those have in common.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class Values:
         training: bool = False,
         site: Site | None = None,
         index: int = 0,
+        total: int = 1,
+        shared: Collection[str] = (),
     ) -> None:
-        self.training, self.index = training, index
+        self.training, self.index, self.total, self.shared = training, index, total, shared
         if site is not None:
             self.site = site
         self.tensors = dict(tensors)
@@ -125,7 +128,9 @@ class Method(ABC):
         """
         W, b = geometry.read(own["weight"]), own.get("bias")
         if geometry.count:  # one law a matrix, all at once
-            W = torch.vmap(lambda one, Wi: self.affine(_with(p, one), Wi, None)[0])(p.tensors, W)
+            each = {name: None if name in p.shared else 0 for name in p.tensors}
+            law = torch.vmap(lambda one, Wi: self.affine(_with(p, one), Wi, None)[0], (each, 0))
+            W = law(p.tensors, W)
         else:
             W, b = self.affine(p, W, b)
         return {**own, "weight": geometry.store(W), **({} if b is None else {"bias": b})}
@@ -145,7 +150,7 @@ class Method(ABC):
 
 
 def _with(p: Values, tensors: Mapping[str, Tensor]) -> Values:
-    return Values(tensors, p.training, p.site, p.index)
+    return Values(tensors, p.training, p.site, p.index, p.total, p.shared)
 
 
 @dataclass(frozen=True, kw_only=True)
