@@ -79,7 +79,9 @@ class Delta(Tensors):
     shared: Tensors | None
 
     def values(self, dtype: torch.dtype) -> Values:
-        return self._values({} if self.shared is None else self.shared.cast(dtype), self.cast(dtype))
+        return self._values(
+            {} if self.shared is None else self.shared.cast(dtype), self.cast(dtype)
+        )
 
     def live(self) -> Values:
         """The very tensors, with their gradients: for schedules."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
 from trimtab.core.operator import Operator, Patches, dropout, linear
-from trimtab.core.registry import register
+from trimtab.core.registry import check, register
 from trimtab.core.site import Geometry, Site
 
 
@@ -99,6 +99,15 @@ class Method(ABC):
         if "name" in cls.__dict__:
             register(cls)
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check(self.name, field.name, getattr(self, field.name), field.default)
+
+    def require(self, field: str, holds: bool, what: str) -> None:
+        """A bound of a hyper-parameter: `what` says what it must do."""
+        if not holds:
+            raise InputError(f"{self.name}: {field} must {what}, not {getattr(self, field)!r}")
+
     def accepts(self, site: Site) -> str | None:
         """None where the law can act; otherwise the reason why it cannot."""
         if site.geometry.kind in self.kinds:
@@ -162,8 +171,8 @@ class Additive(Method):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"{self.name}: dropout must lie in [0, 1), not {self.dropout}")
+        super().__post_init__()
+        self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
 
     @abstractmethod
     def delta(self, p: Values) -> Tensor:
@@ -275,6 +284,7 @@ class Combine(Method):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "over", tuple(self.over))
+        super().__post_init__()
 
     @abstractmethod
     def combine(self, p: Values, x: Tensor, y: Tensor, parts: list[Tensor], call: Call) -> Tensor:
