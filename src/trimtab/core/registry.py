@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import math
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ def build(name: str, arguments: Mapping[str, Any]) -> Method:
     for key, value in arguments.items():
         if key not in known:
             raise InputError(f"{name} has no hyper-parameter {key!r}; {nearest(key, known)}")
-        _check_type(name, key, value, known[key].default)
+        check(name, key, value, known[key].default)
     return cls(**{key: _frozen(value) for key, value in arguments.items()})
 
 
@@ -74,7 +75,8 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def _check_type(name: str, key: str, value: Any, default: Any) -> None:
+def check(name: str, key: str, value: Any, default: Any) -> None:
+    """Of the type of its default, and finite; lists, as files have them, are tuples."""
     expected, value = type(default), _frozen(value)
     fits = isinstance(value, expected) and isinstance(value, bool) == isinstance(default, bool)
     if expected is float:
@@ -83,3 +85,5 @@ def _check_type(name: str, key: str, value: Any, default: Any) -> None:
         raise InputError(
             f"{name}: {key} must be {expected.__name__} (default {default!r}), not {value!r}"
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name}: {key} must be finite, not {value}")
