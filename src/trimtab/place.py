@@ -14,7 +14,7 @@ from trimtab.core.adapter import RECORD, Adapter, Record
 from trimtab.core.delta import Delta, Tensors
 from trimtab.core.errors import InputError
 from trimtab.core.host import Companion, Host, ParameterHost
-from trimtab.core.layout import Run, plain, runs
+from trimtab.core.layout import Run, plain, runs, tables
 from trimtab.core.method import Beside, Combine, Method, Prefix, Prompt
 from trimtab.core.site import Site, geometry
 from trimtab.match import ROOT, sites
@@ -140,7 +140,7 @@ def _reads_entry(adapter: Adapter) -> bool:
 def reconnect(model: nn.Module, record: Record) -> None:
     """Hooks at stacks and attentions, as the adapters that are there need them."""
     for module in model.modules():
-        for hook in (stack.LeaveStack, stack.Tap):
+        for hook in (stack.LeaveStack, stack.Tap, stack.ShiftPositions):
             watch.drop(plain(module), hook)
     for run in runs(model):
         module = model.get_submodule(run.name)
@@ -160,6 +160,10 @@ def reconnect(model: nn.Module, record: Record) -> None:
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, stack.EnterStack):
                 hook.attention = [c for c in prefixes if "self-attention" in c.site.roles]
+                hook.tables = tables(module)
+                attention.connect_biases(module)
+                for table in hook.tables if hook.attention else ():
+                    table.register_forward_pre_hook(stack.ShiftPositions(hook), with_kwargs=True)
     attention.connect(model)
 
 
@@ -239,6 +243,7 @@ def release(model: nn.Module, record: Record) -> None:
 HOOKS: tuple[Any, ...] = (
     *(watch.PinVersion, watch.NoticeSkipped, watch.InputGradients, watch.contiguous_input),
     *(stack.EnterModel, stack.EnterStack, stack.LeaveStack, stack.Tap),
+    stack.ShiftPositions,
 )
 """All that we hang on a model, to be dropped with its last adapter."""
 
