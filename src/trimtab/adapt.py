@@ -14,7 +14,7 @@ from trimtab.core.adapter import RECORD, Adapter, Record, carries, record, unwra
 from trimtab.core.compose import Composition, Fuse, Route, Stack, order
 from trimtab.core.errors import InputError, SiteNotFound, StateError
 from trimtab.core.host import Host
-from trimtab.core.method import Combine, Method, Selection
+from trimtab.core.method import Combine, Method, Prefix, Prompt, Selection
 from trimtab.core.site import Site
 from trimtab.match import Target
 from trimtab.methods.whole import Whole
@@ -122,8 +122,14 @@ def _require_parts(record_: Record, pairs: Sequence[tuple[Site, Method]]) -> Non
         if len(method.over) < 1:
             raise InputError(f"{method.name} combines adapters: name them, over=('a', 'b')")
         for one in method.over:
-            if record_.adapter(one).selection or record_.adapter(one).over:
+            part = record_.adapter(one)
+            if part.selection or part.over:
                 raise InputError(f"{method.name} combines adapters of deltas, and {one!r} is none")
+            if any(isinstance(m, Prompt | Prefix) for _, m in part.entries):
+                raise InputError(
+                    f"{method.name} combines outputs, and {one!r} puts something before the input: "
+                    "use Stack or Route for prompts and prefixes"
+                )
 
 
 def select(model: nn.Module, method: Selection, name: str) -> Adapter:

@@ -33,12 +33,13 @@ def build(
         grouped.setdefault(method, []).append(site)
     shared: dict[Method, Tensors] = {}
     keys: dict[str, Tensors] = {}
+    named: dict[str, int] = {}
     for method, where in grouped.items():
         params = method.shared(where)
         if params:
             shared[method] = Tensors(params, device or where[0].device)
-            same = sum(key.partition("-")[0] == method.name for key in keys)
-            keys[f"{method.name}-{same + 1}" if same else method.name] = shared[method]
+            named[method.name] = same = named.get(method.name, 0) + 1
+            keys[method.name if same == 1 else f"{method.name}-{same}"] = shared[method]
     deltas = []
     for site, method in pairs:
         index = grouped[method].index(site)

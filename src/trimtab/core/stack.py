@@ -19,7 +19,7 @@ from trimtab.core.call import Call
 from trimtab.core.compose import Fuse, Mix, Route, Stack, over, rows
 from trimtab.core.errors import InputError
 from trimtab.core.host import Companion, Switch
-from trimtab.core.method import Beside, Prefix, Prompt
+from trimtab.core.method import Beside, Combine, Prefix, Prompt
 from trimtab.core.operator import Operator
 from trimtab.core.site import Geometry
 
@@ -236,7 +236,7 @@ class LeaveStack:
         if companion is None or not companion.acts():
             return output
         y = _states(output)
-        if any(isinstance(delta.method, Beside) for delta in companion.active()):
+        if any(isinstance(delta.method, Beside | Combine) for delta in companion.active()):
             operator = over(self.switch.composition, _Output(y), companion.of, self.switch.call)
             y = operator(y)
         n = self.switch.call.prompted.pop(self.name, 0)
