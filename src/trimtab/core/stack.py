@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trimtab.core.call import Call
 from trimtab.core.compose import Fuse, Mix, Route, Stack, over, rows
+from trimtab.core.delta import Delta
 from trimtab.core.errors import InputError
 from trimtab.core.host import Companion, Switch
 from trimtab.core.method import Beside, Combine, Prefix, Prompt
@@ -237,10 +238,15 @@ class LeaveStack:
             return output
         y = _states(output)
         if any(isinstance(delta.method, Beside | Combine) for delta in companion.active()):
-            operator = over(self.switch.composition, _Output(y), companion.of, self.switch.call)
-            y = operator(y)
+            y = over(self.switch.composition, _Output(y), self._beside, self.switch.call)(y)
         n = self.switch.call.prompted.pop(self.name, 0)
         return _with_states(output, y[:, n:])
+
+    def _beside(self, name: str) -> dict[str, Delta]:
+        """An adapter's deltas here but its prompts, which acted where the stack was entered."""
+        assert self.companion is not None
+        deltas = self.companion.of(name)
+        return {key: d for key, d in deltas.items() if not isinstance(d.method, Prompt)}
 
 
 class _Output(Operator):
