@@ -56,7 +56,7 @@ def attach(
                 )
             return install(model, record_, select(model, method, name))
         pairs = choose(model, method, to, train)
-        _require_parts(record_, pairs)
+        require_parts(model, pairs)
         return install(model, record_, place(model, record_, name, build(model, pairs)))
 
 
@@ -116,8 +116,9 @@ def install(model: nn.Module, record_: Record, adapter: Adapter) -> Adapter:
     return adapter
 
 
-def _require_parts(record_: Record, pairs: Sequence[tuple[Site, Method]]) -> None:
+def require_parts(model: nn.Module, pairs: Sequence[tuple[Site, Method]]) -> None:
     """A method over other adapters finds them on the model."""
+    record_ = _record(model)
     for method in {method for _, method in pairs if isinstance(method, Combine)}:
         if len(method.over) < 1:
             raise InputError(f"{method.name} combines adapters: name them, over=('a', 'b')")

@@ -160,3 +160,12 @@ def test_a_scaled_embedding_gives_scaled_rows() -> None:
     adapter = trimtab.attach(model, trimtab.PromptTuning(length=2, start=(5, 6)))
     expected = model.get_encoder().embed_tokens(torch.tensor([5, 6]))
     torch.testing.assert_close(adapter.members[0].P, expected)
+
+
+def test_tokens_to_start_at_are_saved(tmp_path: Any) -> None:
+    model = tiny("llama")
+    adapter = trimtab.attach(model, trimtab.PromptTuning(length=3, start=[5, 6]))
+    trimtab.save(model, tmp_path)
+    loaded = trimtab.load(tiny("llama"), tmp_path)
+    assert loaded.entries == adapter.entries
+    assert adapter.entries[0][1].start == (5, 6)
