@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
 from trimtab.core.operator import Operator, Patches, dropout, linear
-from trimtab.core.registry import check, register
+from trimtab.core.registry import check, frozen, register
 from trimtab.core.site import Geometry, Site
+
+OURS = "trimtab_"
+"""What an attention function's name begins with once it knows of prefixes."""
 
 
 class Values:
@@ -115,7 +118,8 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         for one in dataclasses.fields(self):
-            check(self.name, one.name, getattr(self, one.name), one.default)
+            object.__setattr__(self, one.name, frozen(getattr(self, one.name)))
+            check(self.name, one, getattr(self, one.name))
 
     def require(self, field: str, holds: bool, what: str) -> None:
         """A bound of a hyper-parameter: `what` says what it must do."""
@@ -288,6 +292,16 @@ class Prefix(Method):
     def positions(self) -> int:
         """n, the number of positions that it takes."""
 
+    def accepts(self, site: Site) -> str | None:
+        reason = super().accepts(site)
+        chosen = getattr(getattr(site.module, "config", None), "_attn_implementation", None)
+        if reason is None and str(chosen or "eager").removeprefix(OURS) not in ("eager", "sdpa"):
+            reason = (
+                f"a prefix extends attention by 'sdpa' or 'eager', and this model uses {chosen!r}: "
+                "load it with attn_implementation='sdpa'"
+            )
+        return reason
+
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         return torch.stack(self.kv(p, call))
 
@@ -302,10 +316,6 @@ class Combine(Method):
     trains_parts: ClassVar[bool] = False
 
     over: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "over", tuple(self.over))
-        super().__post_init__()
 
     @abstractmethod
     def combine(self, p: Values, x: Tensor, y: Tensor, parts: list[Tensor], call: Call) -> Tensor:

@@ -66,24 +66,32 @@ def build(name: str, arguments: Mapping[str, Any]) -> Method:
     for key, value in arguments.items():
         if key not in known:
             raise InputError(f"{name} has no hyper-parameter {key!r}; {nearest(key, known)}")
-        check(name, key, value, known[key].default)
-    return cls(**{key: _frozen(value) for key, value in arguments.items()})
+        check(name, known[key], value)
+    return cls(**arguments)
 
 
-def _frozen(value: Any) -> Any:
+def frozen(value: Any) -> Any:
     """What files give as a list, hyper-parameters hold as a tuple."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
 
 
-def check(name: str, key: str, value: Any, default: Any) -> None:
-    """Of the type of its default, and finite; lists, as files have them, are tuples."""
-    expected, value = type(default), _frozen(value)
+def check(name: str, field: dataclasses.Field[Any], value: Any) -> None:
+    """Of the type of its default, and finite; a tuple, where that may be, of words or numbers."""
+    value, default = frozen(value), field.default
+    if isinstance(value, tuple) and "tuple" in str(field.type):
+        if not all(isinstance(item, str | int | float) for item in value):
+            raise InputError(
+                f"{name}: {field.name} must hold words or numbers only, not {value!r:.60}"
+            )
+        return
+    expected = type(default)
     fits = isinstance(value, expected) and isinstance(value, bool) == isinstance(default, bool)
     if expected is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
     if default is not None and not fits:
         raise InputError(
-            f"{name}: {key} must be {expected.__name__} (default {default!r}), not {value!r}"
+            f"{name}: {field.name} must be {expected.__name__} (default {default!r}), "
+            f"not {value!r:.80}"
         )
     if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{name}: {key} must be finite, not {value}")
+        raise InputError(f"{name}: {field.name} must be finite, not {value}")
