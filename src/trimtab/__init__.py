@@ -25,6 +25,10 @@ from trimtab.core.training import parameters as parameters
 from trimtab.core.training import penalty as penalty
 from trimtab.match import match as match
 from trimtab.methods.bitfit import BitFit as BitFit
+from trimtab.methods.coda import CoDA as CoDA
+from trimtab.methods.compacter import Compacter as Compacter
+from trimtab.methods.compacter import CompacterPlus as CompacterPlus
+from trimtab.methods.conditional import Conditional as Conditional
 from trimtab.methods.full import Full as Full
 from trimtab.methods.fusion import Fusion as Fusion
 from trimtab.methods.head import Head as Head
@@ -32,8 +36,11 @@ from trimtab.methods.houlsby import Houlsby as Houlsby
 from trimtab.methods.ia3 import IA3 as IA3
 from trimtab.methods.loha import LoHa as LoHa
 from trimtab.methods.lora import LoRA as LoRA
+from trimtab.methods.parallel import Parallel as Parallel
+from trimtab.methods.pfeiffer import Pfeiffer as Pfeiffer
 from trimtab.methods.prefix import PrefixTuning as PrefixTuning
 from trimtab.methods.prompt import PromptTuning as PromptTuning
+from trimtab.methods.reft import ReFT as ReFT
 from trimtab.methods.side import Side as Side
 from trimtab.methods.vera import VeRA as VeRA
 from trimtab.methods.whole import Whole as Whole

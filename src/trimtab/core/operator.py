@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trimtab.core import kernel
 from trimtab.core.call import Call
+from trimtab.core.errors import InputError
 from trimtab.core.site import Geometry, attribute, beside
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ class Operator(ABC):
     def tensors(self) -> dict[str, Tensor]:
         """The module's own tensors by name, in its layout, as what lies here makes them."""
 
+    def narrowed(self, rows: Tensor | None, positions: Tensor | None) -> Operator:
+        """The same map for these rows of the batch, and these positions (rows, k) of each: a block
+        takes arguments that depend on them."""
+        return self
+
     @property
     def weight(self) -> Tensor:
         """(out, in), or (out,) of a norm; materialised on demand."""
@@ -44,25 +50,17 @@ class Operator(ABC):
 
 
 class Base(Operator):
-    """The frozen module itself. `parameter` is what it calls the weight where it reads it itself;
-    `extra` is what a block takes beside its hidden states."""
+    """The frozen module itself; `parameter` names the weight where the module reads it itself."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        geometry: Geometry,
-        parameter: str | None = None,
-        extra: tuple[tuple[Any, ...], Mapping[str, Any]] = ((), {}),
-    ) -> None:
+    def __init__(self, module: nn.Module, geometry: Geometry, parameter: str | None = None) -> None:
         self.module, self.geometry, self.parameter = module, geometry, parameter
-        self.args, self.kwargs = extra
 
     def __call__(self, x: Tensor) -> Tensor:
         if isinstance(x, Patches):
             return x.last(self.module(x.x))
         # Under a strided input a frozen weight is expanded: see `watch.contiguous_input`.
         x = x if x.is_contiguous() else x.contiguous()
-        return self.module(x, *self.args, **self.kwargs)
+        return self.module(x)
 
     def tensors(self) -> dict[str, Tensor]:
         if self.parameter is None:
@@ -89,6 +87,14 @@ class Under(Operator):
         y = self.inner(x)
         new = self._law(x, Part(self.inner, self.delta.site.geometry, rows, x, y))
         return torch.cat([y[..., : rows[0]], new, y[..., rows[1] :]], dim=-1)
+
+    def narrowed(self, rows: Tensor | None, positions: Tensor | None) -> Operator:
+        if self.geometry.kind == "block":
+            raise InputError(
+                f"at {self.delta.site.name!r} an adapter that computes some positions only stands "
+                f"upon {self.delta.method.name}: let it act on the frozen block itself, innermost"
+            )
+        return self
 
     def _law(self, x: Tensor, inner: Operator) -> Tensor:
         fused = kernel.find(self.delta, x, inner)
@@ -160,6 +166,9 @@ class Known(Operator):
         if self.y is None:
             self.y = self.inner(x)
         return self.y
+
+    def narrowed(self, rows: Tensor | None, positions: Tensor | None) -> Operator:
+        return self.inner.narrowed(rows, positions)
 
     def tensors(self) -> dict[str, Tensor]:
         return self.inner.tensors()
