@@ -108,7 +108,8 @@ class Shape:
         if name in self.attentions:
             return self.attentions[name][0]
         if name in self.blocks:
-            return Geometry("block", 0, 0)
+            width = next(run.width for run in self.runs if name in run.blocks)
+            return Geometry("block", width, width)
         return geometry(module)
 
     def _with_roles(self, site: Site) -> Site:

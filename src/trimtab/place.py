@@ -15,7 +15,7 @@ from trimtab.core.delta import Delta, Tensors
 from trimtab.core.errors import InputError
 from trimtab.core.host import Companion, Host, ParameterHost
 from trimtab.core.layout import Run, runs, tables
-from trimtab.core.method import Beside, Combine, Method, Prefix, Prompt
+from trimtab.core.method import Beside, Combine, Intervention, Method, Prefix, Prompt
 from trimtab.core.site import Site, geometry
 from trimtab.core.walk import base_parameters, plain, walk
 from trimtab.match import ROOT, sites
@@ -140,26 +140,32 @@ def _connect(model: nn.Module, record: Record, adapter: Adapter) -> None:
     attention function."""
     entries = {site.name: site for site in sites(model)} if _reads_entry(adapter) else {}
     for site, delta in adapter.deltas():
-        if getattr(delta.method, "reads_entry", False):
-            entry = delta.site.entry
-            if entry is None or entry not in entries:
+        if _reads(delta.method):
+            entry = entries.get(delta.site.entry or "")
+            if entry is None or entry.parameter or entry.in_features != delta.site.out_features:
                 raise InputError(
-                    f"{delta.method.name} acts beside a whole sublayer, and {site!r} is not the "
-                    "last map of one"
+                    f"{delta.method.name} reads the input of a whole sublayer, and of {site!r} no "
+                    "map is known that reads it"
                 )
-            _host(model, entries[entry], record).tapped[adapter.name + ":" + entry] = entry
+            _host(model, entry, record).tapped[adapter.name] = entry.name
+            _host(model, entries[site], record).reads[adapter.name] = entry.name
     if any(isinstance(m, Beside | Prompt | Prefix | Combine) for _, m in adapter.entries):
         reconnect(model, record)
 
 
 def _reads_entry(adapter: Adapter) -> bool:
-    return any(getattr(method, "reads_entry", False) for _, method in adapter.entries)
+    return any(_reads(method) for _, method in adapter.entries)
+
+
+def _reads(method: Method) -> bool:
+    return isinstance(method, Intervention) and method.reads_entry
 
 
 def reconnect(model: nn.Module, record: Record) -> None:
     """Hooks at stacks and attentions, as the adapters that are there need them."""
     for _, module in walk(model):
         for hook in (stack.LeaveStack, stack.Tap, stack.ShiftPositions):
+            watch.drop(module, hook)
             watch.drop(plain(module), hook)
     for run in runs(model):
         module = model.get_submodule(run.name)
@@ -241,8 +247,8 @@ def remove(model: nn.Module, record: Record, adapter: Adapter) -> None:
     kept = {id(h) for other in record.adapters.values() for h in other.hosts.values()}
     for path, module in list(walk(model, once=False)):
         if isinstance(module, Host):
-            for key in [k for k in module.tapped if k.partition(":")[0] == adapter.name]:
-                del module.tapped[key]
+            module.tapped.pop(adapter.name, None)
+            module.reads.pop(adapter.name, None)
             if id(module) not in kept and not module.tapped and not module.deltas._modules:
                 put(model, [path], module.base)
                 watch.overlook(model, module)

@@ -234,9 +234,13 @@ class Transform(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Intervention(Method):
-    """y' = edit(p, x, y): acts on what the site gives, not on its weights."""
+    """y' = edit(p, x, y): acts on what the site gives, not on its weights.
+
+    With `reads_entry` the input of the whole sublayer is there as `call.tap(p.site.entry)`.
+    """
 
     targets: ClassVar[tuple[str, ...]] = ("attention-output", "mlp-output")
+    reads_entry: ClassVar[bool] = False
 
     @abstractmethod
     def edit(self, p: Values, x: Tensor, y: Tensor, call: Call) -> Tensor:
@@ -311,7 +315,7 @@ class Combine(Method):
     """Over what other adapters make of a site: `over` names them, and they stay as they are."""
 
     targets: ClassVar[tuple[str, ...]] = ()
-    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "embedding", "conv", "stack"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "embedding", "conv", "block", "stack"})
     needs: ClassVar[frozenset[str]] = frozenset({"over"})
     trains_parts: ClassVar[bool] = False
 
@@ -339,7 +343,7 @@ class Beside(Method):
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         y = inner(x)
         stack = p.site.name
-        taps = [tap for key, tap in call.taps.items() if key.rpartition("#")[0] == stack]
+        taps = [call.tap(key) for key in call.taps if key.rpartition("#")[0] == stack]
         return self.edit(p, taps, y, call).to(y.dtype)
 
 

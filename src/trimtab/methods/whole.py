@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.func import functional_call
 
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method, Param, Values
-from trimtab.core.operator import Base, Operator, Patches
+from trimtab.core.operator import Operator
 from trimtab.core.site import Geometry, Site
 
 
@@ -46,10 +45,5 @@ class Whole(Method):
         return {name: getattr(p, name) for name in own}
 
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
-        if not isinstance(inner, Base):
-            raise InputError("a module trained whole takes no other method beneath it")
-        theta = inner.module.named_parameters(recurse=False)
-        own = {name: getattr(p, name).to(tensor.dtype) for name, tensor in theta}
-        if isinstance(x, Patches):
-            return x.last(functional_call(inner.module, own, (x.x,)))
-        return functional_call(inner.module, own, (x, *inner.args), dict(inner.kwargs))
+        own = {name: getattr(p, name).to(theta.dtype) for name, theta in inner.tensors().items()}
+        return inner.using(own, x)
