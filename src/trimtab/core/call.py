@@ -134,7 +134,8 @@ def given(model: nn.Module, *, route: Route | None = None, task_ids: Any = None)
     from trimtab.core.adapter import record
 
     switch = record(model).switch
-    before, switch.given = switch.given, facts(route, task_ids)
+    named = {name: fact for name, fact in facts(route, task_ids).items() if fact is not None}
+    before, switch.given = switch.given, {**switch.given, **named}
     try:
         yield
     finally:

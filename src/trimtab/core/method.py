@@ -98,7 +98,8 @@ class Method(ABC):
 
     Facts of a class: `kinds` of geometry that its law acts on; `starts_at_base`, None or the reason
     why the adapted model does not start at the base; `needs`, the facts of a call that it cannot do
-    without; `base_dropout`, whether the base keeps its dropout.
+    without; `by_example`, whether its law tells examples from positions; `base_dropout`, whether
+    the base keeps its dropout.
     """
 
     name: ClassVar[str] = ""
@@ -109,6 +110,7 @@ class Method(ABC):
     base_dropout: ClassVar[bool] = False
     starts_at_base: ClassVar[str | None] = None
     needs: ClassVar[frozenset[str]] = frozenset()
+    by_example: ClassVar[bool] = False
     hf: ClassVar[Names | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -134,8 +136,11 @@ class Method(ABC):
         return f"it acts on {' or '.join(sorted(self.kinds))}, and this is {what}"
 
     def _unreachable(self, site: Site) -> str | None:
-        """Where a module reads its weight itself, only a change of the weight can act."""
+        """Where a module reads its weight itself, only a change of the weight can act; where
+        positions come before examples, only what does not tell them apart."""
         own = type(self)
+        if self.by_example and not site.batch_first:
+            return "its layers keep positions before examples, which this law tells apart"
         if site.parameter is None or own.affine is not Method.affine:
             return None
         return f"{type(site.module).__name__} reads this weight itself, and gives no output of it"
@@ -335,6 +340,7 @@ class Beside(Method):
 
     targets: ClassVar[tuple[str, ...]] = ("stack",)
     kinds: ClassVar[frozenset[str]] = frozenset({"stack"})
+    by_example: ClassVar[bool] = True
 
     @abstractmethod
     def edit(self, p: Values, taps: Sequence[Tensor], y: Tensor, call: Call) -> Tensor:

@@ -31,6 +31,7 @@ class CoDA(Bottleneck):
     it is for reading, such as classification, and generates only without a cache."""
 
     name = "coda"
+    by_example = True
     paper = "arXiv:2304.04947"
     targets = ("block",)
     kinds = frozenset({"block"})

@@ -29,6 +29,7 @@ class Conditional(Bottleneck):
     """A bottleneck for `tasks` tasks, each known by an embedding of width `embedding`."""
 
     name = "conditional"
+    by_example = True
     paper = "arXiv:2009.09139"
     needs = frozenset({"task_ids"})
 

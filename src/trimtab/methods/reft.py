@@ -30,6 +30,7 @@ class ReFT(Intervention):
     """
 
     name = "reft"
+    by_example = True
     paper = "arXiv:2404.03592"
     targets = ("block",)
     kinds = frozenset({"block", "linear"})
