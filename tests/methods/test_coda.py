@@ -1,4 +1,4 @@
-"""What the papers say of CoDA: fewer positions computed, each at its own place, and what cannot be cut."""
+"""What the papers say of CoDA: fewer positions computed, each at its place; what cannot be cut."""
 
 from __future__ import annotations
 

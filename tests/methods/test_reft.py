@@ -1,4 +1,4 @@
-"""What the papers say of LoReFT: positions of the prompt, orthonormal rows, blocks that give more than hidden states."""
+"""What the papers say of LoReFT: positions of the prompt, orthonormal rows; what blocks give on."""
 
 from __future__ import annotations
 
