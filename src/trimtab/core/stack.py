@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.call import Call
-from trimtab.core.compose import Fuse, Mix, Route, Stack, over, rows
+from trimtab.core.compose import Fuse, Mix, Route, Stack, over, routes, rows
 from trimtab.core.delta import Delta
 from trimtab.core.errors import InputError
 from trimtab.core.host import Companion, Switch
@@ -47,6 +47,11 @@ class EnterModel:
             if kwargs.get(name) is not None:
                 found[name] = facts(**{name: kwargs[name]})[name]
         kwargs = {k: v for k, v in kwargs.items() if k in self.own or k not in _FACTS}
+        if found.get("route") is not None and not routes(self.switch.composition):
+            raise InputError(
+                f"a route is given, and the active adapters {self.switch.active} are not routed: "
+                "activate Route(…) of them, or leave the route out"
+            )
         ids = kwargs.get("input_ids", args[0] if args else None)
         before = _unlabelled(kwargs.get("labels"), ids)
         self.switch.call, self.switch.inside = Call(**found, unlabelled=before), True
