@@ -42,8 +42,8 @@ def build(
             keys[f"{method.name}-{same + 1}" if same else method.name] = shared[method]
     deltas = []
     for site, method in pairs:
-        index = grouped[method].index(site)
-        deltas.append((site, Delta(method, site, index, shared.get(method), device)))
+        index, total = grouped[method].index(site), len(grouped[method])
+        deltas.append((site, Delta(method, site, index, shared.get(method), device, total)))
     _refuse_twice(deltas)
     return deltas, keys
 

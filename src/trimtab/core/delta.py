@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from trimtab.core.site import Site
 
 class Tensors(nn.Module):
     """Named tensors. Trained ones are kept in fp32, whatever the base's dtype, and cast down at
-    use, so that small updates are not rounded away.
+    use, so that small updates are not rounded away; the others in the precision they came in.
     """
 
     def __init__(self, params: Mapping[str, Param], device: torch.device) -> None:
@@ -36,12 +37,12 @@ class Tensors(nn.Module):
         return {name: tensor for name, tensor in own.items() if tensor is not None}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Tensors:
-        """`.to(bfloat16)` moves the tensors and leaves them their precision."""
-        before = {name: tensor.data for name, tensor in self.tensors().items()}
+        """`.to(bfloat16)` moves the masters and leaves them their precision."""
+        masters = {name: tensor.data for name, tensor in self.tensors().items()}
         super()._apply(fn, recurse)
         for name, tensor in self.tensors().items():
-            if tensor.dtype != before[name].dtype:
-                tensor.data = before[name].to(tensor.device)
+            if tensor.dtype != torch.promote_types(tensor.dtype, masters[name].dtype):
+                tensor.data = masters[name].to(tensor.device)
         return self
 
     def cast(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -59,7 +60,8 @@ class Tensors(nn.Module):
 
 
 class Delta(Tensors):
-    """One method's parameters at one site, the `index`th of its sites, with those it shares."""
+    """One method's parameters at one site, the `index`th of its `total` sites, with those it
+    shares."""
 
     def __init__(
         self,
@@ -68,21 +70,26 @@ class Delta(Tensors):
         index: int = 0,
         shared: Tensors | None = None,
         device: torch.device | None = None,
+        total: int = 1,
     ) -> None:
         super().__init__(params(method, site), device or site.device)
-        self.method, self.site, self.index = method, site.bare(), index
+        self.method, self.site, self.index, self.total = method, site.bare(), index, total
         self.__dict__["shared"] = shared  # beside the module tree: its home is the model's root
 
     shared: Tensors | None
 
     def values(self, dtype: torch.dtype) -> Values:
-        shared = {} if self.shared is None else self.shared.cast(dtype)
-        return Values({**shared, **self.cast(dtype)}, self.training, self.site, self.index)
+        return self._values(
+            {} if self.shared is None else self.shared.cast(dtype), self.cast(dtype)
+        )
 
     def live(self) -> Values:
         """The very tensors, with their gradients: for schedules."""
-        shared = {} if self.shared is None else self.shared.tensors()
-        return Values({**shared, **self.tensors()}, self.training, self.site, self.index)
+        return self._values({} if self.shared is None else self.shared.tensors(), self.tensors())
+
+    def _values(self, shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Values:
+        tensors = {**shared, **own}
+        return Values(tensors, self.training, self.site, self.index, self.total, frozenset(shared))
 
     @property
     def key(self) -> str:
@@ -103,7 +110,7 @@ def params(method: Method, site: Site) -> dict[str, Param]:
     count = site.geometry.count
     if not count:
         return method.init(site)
-    each = [method.init(site) for _ in range(count)]
+    each = [method.init(replace(site, expert=index)) for index in range(count)]
     return {
         name: Param(torch.stack([one[name].value for one in each]), param.trained, param.exact)
         for name, param in each[0].items()

@@ -98,7 +98,7 @@ class Companion(Deltas):
     def __init__(self, site: Site, switch: Switch) -> None:
         super().__init__()
         self.site, self.switch = site.bare(), switch
-        self._register_state_dict_hook(_leave_out_all)
+        self._register_state_dict_hook(_leave_out_merged)
 
     def acts(self) -> bool:
         return not self.switch.merged and any(n in self._modules for n in self.switch.active)
@@ -189,6 +189,15 @@ class Host(nn.Module):
         """(path beneath the base, tensor as the active adapters make it)."""
         yield from self.operator().tensors().items()
 
+    def _evaluated(self) -> list[tuple[str, Tensor]]:
+        """The same as laws have it at evaluation: without dropout or drawn masks."""
+        training = self.deltas.training
+        try:
+            self.deltas.eval()
+            return list(self._rewritten())
+        finally:
+            self.deltas.train(training)
+
     @torch.no_grad()
     def merge(self, shared: Mapping[int, Sequence[str]]) -> None:
         """Write the active laws into the base's tensors, and remember what was there.
@@ -198,7 +207,7 @@ class Host(nn.Module):
         if not self.active():
             return
         changed: dict[str, Tensor] = {}
-        for name, tensor in self._rewritten():
+        for name, tensor in self._evaluated():
             own = self.base.get_parameter(name)
             tensor = tensor.to(own.dtype)
             if torch.equal(tensor, own):
@@ -318,17 +327,11 @@ def _first(forward: Callable[..., Any]) -> str:
     return list(inspect.signature(forward).parameters)[1]
 
 
-def _leave_out_merged(host: Host, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+def _leave_out_merged(
+    holder: Host | Companion, state: dict[str, Tensor], prefix: str, _: Any
+) -> None:
     """Merged deltas are in the weights already: stored beside them they would act twice."""
-    if host.switch.merged:
-        _leave_out(state, f"{prefix}deltas.")
-
-
-def _leave_out_all(held: Companion, state: dict[str, Tensor], prefix: str, _: Any) -> None:
-    if held.switch.merged:
-        _leave_out(state, prefix)
-
-
-def _leave_out(state: dict[str, Tensor], prefix: str) -> None:
-    for key in [key for key in state if key.startswith(prefix)]:
-        del state[key]
+    if holder.switch.merged:
+        own = f"{prefix}deltas." if isinstance(holder, Host) else prefix
+        for key in [key for key in state if key.startswith(own)]:
+            del state[key]

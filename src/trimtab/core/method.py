@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
 from trimtab.core.operator import Operator, Patches, dropout, linear
-from trimtab.core.registry import register
+from trimtab.core.registry import check, register
 from trimtab.core.site import Geometry, Site
 
 
 class Values:
     """The tensors of one delta as attributes, its own and its adapter's shared ones, cast to the
-    dtype of the computation. `site` is where it acts, the `index`th of its method's `sites`.
+    dtype of the computation. `site` is where it acts, the `index`th of its method's `total` sites;
+    `shared` names the tensors that those have in common.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class Values:
         training: bool = False,
         site: Site | None = None,
         index: int = 0,
+        total: int = 1,
+        shared: Collection[str] = (),
     ) -> None:
-        self.training, self.index = training, index
+        self.training, self.index, self.total, self.shared = training, index, total, shared
         if site is not None:
             self.site = site
         self.tensors = dict(tensors)
@@ -110,6 +113,15 @@ class Method(ABC):
         if "name" in cls.__dict__:
             register(cls)
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check(self.name, field.name, getattr(self, field.name), field.default)
+
+    def require(self, field: str, holds: bool, what: str) -> None:
+        """A bound of a hyper-parameter: `what` says what it must do."""
+        if not holds:
+            raise InputError(f"{self.name}: {field} must {what}, not {getattr(self, field)!r}")
+
     def accepts(self, site: Site) -> str | None:
         """None where the law can act; otherwise the reason why it cannot."""
         if site.geometry.kind in self.kinds:
@@ -139,7 +151,9 @@ class Method(ABC):
         """
         W, b = geometry.read(own["weight"]), own.get("bias")
         if geometry.count:  # one law a matrix, all at once
-            W = torch.vmap(lambda one, Wi: self.affine(_with(p, one), Wi, None)[0])(p.tensors, W)
+            each = {name: None if name in p.shared else 0 for name in p.tensors}
+            law = torch.vmap(lambda one, Wi: self.affine(_with(p, one), Wi, None)[0], (each, 0))
+            W = law(p.tensors, W)
         else:
             W, b = self.affine(p, W, b)
         return {**own, "weight": geometry.store(W), **({} if b is None else {"bias": b})}
@@ -159,7 +173,7 @@ class Method(ABC):
 
 
 def _with(p: Values, tensors: Mapping[str, Tensor]) -> Values:
-    return Values(tensors, p.training, p.site, p.index)
+    return Values(tensors, p.training, p.site, p.index, p.total, p.shared)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +185,8 @@ class Additive(Method):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"{self.name}: dropout must lie in [0, 1), not {self.dropout}")
+        super().__post_init__()
+        self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
 
     @abstractmethod
     def delta(self, p: Values) -> Tensor:
@@ -284,6 +298,7 @@ class Combine(Method):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "over", tuple(self.over))
+        super().__post_init__()
 
     @abstractmethod
     def combine(self, p: Values, x: Tensor, y: Tensor, parts: list[Tensor], call: Call) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from trimtab.core import kernel
 from trimtab.core.call import Call
@@ -32,6 +33,13 @@ class Operator(ABC):
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """The module's own tensors by name, in its layout, as what lies here makes them."""
+
+    def using(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """What the base's module computes of x with these tensors in the place of its own: for
+        laws over a module that multiplies no matrix, a norm."""
+        return self.inner.using(tensors, x)
+
+    inner: Operator
 
     @property
     def weight(self) -> Tensor:
@@ -63,6 +71,9 @@ class Base(Operator):
         # Under a strided input a frozen weight is expanded: see `watch.contiguous_input`.
         x = x if x.is_contiguous() else x.contiguous()
         return self.module(x, *self.args, **self.kwargs)
+
+    def using(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(self.module, dict(tensors), (x, *self.args), dict(self.kwargs))
 
     def tensors(self) -> dict[str, Tensor]:
         if self.parameter is None:

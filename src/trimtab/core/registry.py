@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import math
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -65,16 +66,21 @@ def build(name: str, arguments: Mapping[str, Any]) -> Method:
     for key, value in arguments.items():
         if key not in known:
             raise InputError(f"{name} has no hyper-parameter {key!r}; {nearest(key, known)}")
-        _check_type(name, key, value, known[key].default)
+        check(name, key, value, known[key].default)
     return cls(**arguments)
 
 
-def _check_type(name: str, key: str, value: Any, default: Any) -> None:
+def check(name: str, key: str, value: Any, default: Any) -> None:
+    """Of the type of its default, and finite; lists, as files have them, are tuples."""
     expected = type(default)
     fits = isinstance(value, expected) and isinstance(value, bool) == isinstance(default, bool)
     if expected is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is tuple:
+        fits = isinstance(value, tuple | list)
     if default is not None and not fits:
         raise InputError(
             f"{name}: {key} must be {expected.__name__} (default {default!r}), not {value!r}"
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name}: {key} must be finite, not {value}")

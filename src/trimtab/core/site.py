@@ -82,7 +82,8 @@ class Site:
 
     `rows` is the part of a fused map, the `whole`, that the site is; `parameter` the tensor's name
     where `module` reads it itself instead of calling a child; `entry` the map that reads what the
-    sublayer reads whose output this site is; `stack` the run of blocks that it lies in.
+    sublayer reads whose output this site is; `stack` the run of blocks that it lies in; `expert`
+    the one of several matrices for which parameters are asked.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Site:
     parameter: str | None = None
     entry: str | None = None
     stack: str | None = None
+    expert: int | None = None
 
     @property
     def out_features(self) -> int:
@@ -109,6 +111,13 @@ class Site:
     def weight(self) -> Tensor:
         """The base's own tensor, in the module's layout; of a fused map the whole."""
         return attribute(self.module, self.parameter or "weight")
+
+    @property
+    def matrix(self) -> Tensor:
+        """The base's own map as laws see it, (out, in): of a part its rows, of experts the one."""
+        W = (self.whole or self.geometry).read(self.weight.detach())
+        W = W if self.expert is None else W[self.expert]
+        return W if self.rows is None else W[slice(*self.rows)]
 
     @property
     def bias(self) -> Tensor | None:

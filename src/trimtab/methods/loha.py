@@ -15,7 +15,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.errors import InputError
 from trimtab.core.method import Additive, Names, Param, Values
 from trimtab.core.site import Site
 
@@ -38,8 +37,7 @@ class LoHa(Additive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise InputError(f"loha: rank must be at least 1, not {self.rank}")
+        self.require("rank", self.rank >= 1, "be at least 1")
 
     def init(self, site: Site) -> dict[str, Param]:
         def random(*shape: int) -> Param:

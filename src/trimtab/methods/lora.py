@@ -16,7 +16,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.errors import InputError
 from trimtab.core.method import Additive, Names, Param, Values
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
@@ -53,8 +52,7 @@ class LoRA(Additive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise InputError(f"lora: rank must be at least 1, not {self.rank}")
+        self.require("rank", self.rank >= 1, "be at least 1")
 
     @property
     def scale(self) -> float:

@@ -4,7 +4,8 @@ arXiv:2310.11454.
     W' = W + diag(b) B diag(d) A,   A (r, in), B (out, r)
 
 A and B are random, frozen, and shared by all sites: each takes the corner of them that fits. Only
-the vectors train: b (out,) from zero, d (r,) from `d_initial`.
+the vectors train: b (out,) from zero, d (r,) from `d_initial`. The draws follow from `seed` and the
+largest sizes alone, so that a file may leave A and B out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.errors import InputError
 from trimtab.core.method import Additive, Names, Param, Values
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
@@ -24,7 +24,7 @@ from trimtab.core.site import Site
 
 @dataclass(frozen=True, kw_only=True)
 class VeRA(Additive):
-    """Two trained vectors a site around random matrices that all sites share."""
+    """Two trained vectors a site around random matrices, the same at all sites."""
 
     name = "vera"
     paper = "arXiv:2310.11454"
@@ -32,30 +32,38 @@ class VeRA(Additive):
     hf: ClassVar[Names | None] = Names(
         peft_type="VERA",
         tensors={"b": "vera_lambda_b", "d": "vera_lambda_d"},
-        fields={"rank": "r", "dropout": "vera_dropout", "d_initial": "d_initial"},
+        fields={
+            "rank": "r",
+            "dropout": "vera_dropout",
+            "d_initial": "d_initial",
+            "seed": "projection_prng_key",
+        },
     )
 
     rank: int = 256
     d_initial: float = 0.1
+    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise InputError(f"vera: rank must be at least 1, not {self.rank}")
+        self.require("rank", self.rank >= 1, "be at least 1")
+        self.require("seed", self.seed >= 0, "be at least 0")
 
     def shared(self, sites: Sequence[Site]) -> dict[str, Param]:
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+
+        def random(*shape: int) -> Param:
+            drawn = nn.init.kaiming_uniform_(torch.empty(shape, device="cpu"), generator=generator)
+            return Param(drawn, trained=False)
+
         inner = max(site.in_features for site in sites)
         outer = max(site.out_features for site in sites)
-        A, B = torch.empty(self.rank, inner), torch.empty(outer, self.rank)
-        return {
-            "A": Param(nn.init.kaiming_uniform_(A), trained=False),
-            "B": Param(nn.init.kaiming_uniform_(B), trained=False),
-        }
+        return {"A": random(self.rank, inner), "B": random(outer, self.rank)}
 
     def init(self, site: Site) -> dict[str, Param]:
         return {
             "b": Param(torch.zeros(site.out_features)),
-            "d": Param(torch.full((self.rank,), self.d_initial)),
+            "d": Param(torch.full((self.rank,), float(self.d_initial))),
         }
 
     def _factors(self, p: Values) -> tuple[Tensor, Tensor]:
