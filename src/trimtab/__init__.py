@@ -30,10 +30,12 @@ from trimtab.methods.fusion import Fusion as Fusion
 from trimtab.methods.head import Head as Head
 from trimtab.methods.houlsby import Houlsby as Houlsby
 from trimtab.methods.ia3 import IA3 as IA3
+from trimtab.methods.knowledge import Knowledge as Knowledge
 from trimtab.methods.loha import LoHa as LoHa
 from trimtab.methods.lora import LoRA as LoRA
 from trimtab.methods.prefix import PrefixTuning as PrefixTuning
 from trimtab.methods.prompt import PromptTuning as PromptTuning
+from trimtab.methods.ptuning import PTuning as PTuning
 from trimtab.methods.side import Side as Side
 from trimtab.methods.vera import VeRA as VeRA
 from trimtab.methods.whole import Whole as Whole

@@ -14,7 +14,7 @@ from trimtab.core.adapter import RECORD, Adapter, Record, carries, intact, recor
 from trimtab.core.compose import Composition, Route, Stack, order
 from trimtab.core.errors import InputError, SiteNotFound, StateError
 from trimtab.core.host import Host
-from trimtab.core.method import Combine, Method, Selection
+from trimtab.core.method import Combine, Method, Prefix, Prompt, Selection
 from trimtab.core.site import Site
 from trimtab.core.walk import base_parameters
 from trimtab.match import Target
@@ -57,7 +57,7 @@ def attach(
                 )
             return install(model, record_, select(model, method, name))
         pairs = choose(model, method, to, train)
-        _require_parts(record_, pairs)
+        require_parts(model, pairs)
         return install(model, record_, place(model, record_, name, build(model, pairs)))
 
 
@@ -119,14 +119,21 @@ def install(model: nn.Module, record_: Record, adapter: Adapter) -> Adapter:
     return adapter
 
 
-def _require_parts(record_: Record, pairs: Sequence[tuple[Site, Method]]) -> None:
+def require_parts(model: nn.Module, pairs: Sequence[tuple[Site, Method]]) -> None:
     """A method over other adapters finds them on the model."""
+    record_ = _record(model)
     for method in {method for _, method in pairs if isinstance(method, Combine)}:
         if len(method.over) < 1:
             raise InputError(f"{method.name} combines adapters: name them, over=('a', 'b')")
         for one in method.over:
-            if record_.adapter(one).selection or record_.adapter(one).over:
+            part = record_.adapter(one)
+            if part.selection or part.over:
                 raise InputError(f"{method.name} combines adapters of deltas, and {one!r} is none")
+            if any(isinstance(m, Prompt | Prefix) for _, m in part.entries):
+                raise InputError(
+                    f"{method.name} combines outputs, and {one!r} puts something before the input: "
+                    "use Stack or Route for prompts and prefixes"
+                )
 
 
 def select(model: nn.Module, method: Selection, name: str) -> Adapter:

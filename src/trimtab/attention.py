@@ -9,6 +9,7 @@ they work with all kinds of caches, with beams and under checkpointing.
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,12 +20,9 @@ from torch import Tensor, nn
 from trimtab.core.call import Call, repeated
 from trimtab.core.errors import InputError
 from trimtab.core.host import Companion
-from trimtab.core.method import Prefix
+from trimtab.core.method import OURS, Prefix
 from trimtab.core.stack import gathered
 from trimtab.core.walk import plain, walk
-
-_OURS = "trimtab_"
-_KNOWN = ("eager", "sdpa")
 
 
 def connect(model: nn.Module) -> None:
@@ -38,15 +36,10 @@ def connect(model: nn.Module) -> None:
             wanted[id(config)] = (config, here or wanted.get(id(config), (None, False))[1])
     for config, here in wanted.values():
         chosen = config._attn_implementation
-        bare = (chosen or "eager").removeprefix(_OURS)
-        if here and bare not in _KNOWN:
-            raise InputError(
-                f"a prefix extends attention by 'sdpa' or 'eager', and this model uses {chosen!r}: "
-                "load it with attn_implementation='sdpa'"
-            )
-        if here != str(chosen).startswith(_OURS):
+        bare = (chosen or "eager").removeprefix(OURS)
+        if here != str(chosen).startswith(OURS):
             offer(bare)
-            config._attn_implementation = _OURS + bare if here else bare
+            config._attn_implementation = OURS + bare if here else bare
 
 
 @functools.cache
@@ -56,9 +49,9 @@ def offer(bare: str) -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     masks = ALL_MASK_ATTENTION_FUNCTIONS[bare]
-    ALL_MASK_ATTENTION_FUNCTIONS.register(_OURS + bare, functools.partial(_written_out, masks))
+    ALL_MASK_ATTENTION_FUNCTIONS.register(OURS + bare, functools.partial(_written_out, masks))
     own = None if bare == "eager" else ALL_ATTENTION_FUNCTIONS[bare]
-    ALL_ATTENTION_FUNCTIONS.register(_OURS + bare, functools.partial(_attend, own))
+    ALL_ATTENTION_FUNCTIONS.register(OURS + bare, functools.partial(_attend, own))
 
 
 def _written_out(masks: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -92,7 +85,7 @@ def _attend(
         attention_mask = _lengthened(attention_mask, n, key.shape[2])
     if options.get("position_bias") is not None:
         bias = options["position_bias"]
-        options["position_bias"] = torch.cat([bias.new_zeros(*bias.shape[:-1], n), bias], dim=-1)
+        options["position_bias"] = torch.cat([_bias(companion, bias, n), bias], dim=-1)
     keys, values = torch.cat([k, key], dim=2), torch.cat([v, value], dim=2)
     return own(module, query, keys, values, attention_mask, **options)
 
@@ -108,6 +101,34 @@ def prefix(companion: Companion) -> Tensor | None:
         ]
 
     return gathered(companion, of) if companion.acts() else None
+
+
+def _bias(companion: Any, bias: Tensor, n: int) -> Tensor:
+    """What relative positions add to the scores of a prefix, the n positions before the first."""
+    source = companion.__dict__.get("bias")
+    if source is None:
+        return bias.new_zeros(*bias.shape[:-1], n)
+    past = companion.switch.call.past.get(companion.site.stack, 0)
+    front = source.compute_bias(bias.shape[-2], n, device=bias.device, past_seen_tokens=past + n)
+    return front.to(bias).expand(*bias.shape[:-1], n)
+
+
+def connect_biases(stack: nn.Module) -> None:
+    """The self-attentions with a prefix learn who computes their relative biases: they themselves,
+    or the first of their stack."""
+    sources = [plain(module) for module in stack.modules() if _biased(plain(module))]
+    for module in stack.modules():
+        companion = module._modules.get("deltas")
+        if isinstance(companion, Companion) and "self-attention" in companion.site.roles:
+            own = [plain(module)] if plain(module) in sources else sources
+            companion.__dict__["bias"] = own[0] if own else None  # no child: it hangs elsewhere
+
+
+def _biased(module: nn.Module) -> bool:
+    """Whether it computes the biases of relative positions, for its stack or for itself."""
+    law = getattr(type(module), "compute_bias", None)
+    told = law is not None and "past_seen_tokens" in inspect.signature(law).parameters
+    return told and getattr(module, "has_relative_attention_bias", False)
 
 
 def _expanded(one: Tensor, batch: int) -> Tensor:

@@ -14,7 +14,7 @@ from trimtab.core.adapter import RECORD, Adapter, Record
 from trimtab.core.delta import Delta, Tensors
 from trimtab.core.errors import InputError
 from trimtab.core.host import Companion, Host, ParameterHost
-from trimtab.core.layout import Run, runs
+from trimtab.core.layout import Run, runs, tables
 from trimtab.core.method import Beside, Combine, Method, Prefix, Prompt
 from trimtab.core.site import Site, geometry
 from trimtab.core.walk import base_parameters, plain, walk
@@ -34,12 +34,13 @@ def build(
         grouped.setdefault(method, []).append(site)
     shared: dict[Method, Tensors] = {}
     keys: dict[str, Tensors] = {}
+    named: dict[str, int] = {}
     for method, where in grouped.items():
         params = method.shared(where)
         if params:
             shared[method] = Tensors(params, device or where[0].device)
-            same = sum(key.partition("-")[0] == method.name for key in keys)
-            keys[f"{method.name}-{same + 1}" if same else method.name] = shared[method]
+            named[method.name] = same = named.get(method.name, 0) + 1
+            keys[method.name if same == 1 else f"{method.name}-{same}"] = shared[method]
     deltas = []
     for site, method in pairs:
         index, total = grouped[method].index(site), len(grouped[method])
@@ -141,7 +142,7 @@ def _reads_entry(adapter: Adapter) -> bool:
 def reconnect(model: nn.Module, record: Record) -> None:
     """Hooks at stacks and attentions, as the adapters that are there need them."""
     for _, module in walk(model):
-        for hook in (stack.LeaveStack, stack.Tap):
+        for hook in (stack.LeaveStack, stack.Tap, stack.ShiftPositions):
             watch.drop(plain(module), hook)
     for run in runs(model):
         module = model.get_submodule(run.name)
@@ -161,6 +162,10 @@ def reconnect(model: nn.Module, record: Record) -> None:
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, stack.EnterStack):
                 hook.attention = [c for c in prefixes if "self-attention" in c.site.roles]
+                hook.tables = tables(module)
+                attention.connect_biases(module)
+                for table in hook.tables if hook.attention else ():
+                    table.register_forward_pre_hook(stack.ShiftPositions(hook), with_kwargs=True)
     attention.connect(model)
 
 
@@ -242,6 +247,7 @@ HOOKS: tuple[Any, ...] = (
     *(watch.PinVersion, watch.NoticeSkipped, watch.OutputSkipped, watch.InputGradients),
     watch.contiguous_input,
     *(stack.EnterModel, stack.EnterStack, stack.LeaveStack, stack.Tap),
+    stack.ShiftPositions,
 )
 """All that we hang on a model, to be dropped with its last adapter."""
 

@@ -100,11 +100,10 @@ class Record:
         return found
 
     def acting(self) -> Iterator[Adapter]:
-        """The active adapters, with those that they combine."""
-        for name in self.switch.active:
-            adapter = self.adapters[name]
-            yield from (self.adapters[one] for one in adapter.over if one in self.adapters)
-            yield adapter
+        """The active adapters, with those that they combine, each once."""
+        active = [self.adapters[name] for name in self.switch.active]
+        named = [name for adapter in active for name in (*adapter.over, adapter.name)]
+        return (self.adapters[name] for name in dict.fromkeys(named) if name in self.adapters)
 
     def adapter(self, name: str | None) -> Adapter:
         """The adapter of this name; without a name, the only one."""

@@ -21,6 +21,7 @@ from trimtab.core.walk import plain, walk
 
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _CROSS = re.compile(r"encdec|cross|encoder_attn|encoder_attention", re.IGNORECASE)
+_TABLE = re.compile(r"position|embed_pos|pos_emb|wpe", re.IGNORECASE)
 _HEADS = ("num_key_value_heads", "num_heads", "num_attention_heads", "n_heads", "n_head", "nhead")
 _WIDTH = ("head_dim", "attention_head_size", "key_value_proj_dim", "attention_head_dim", "d_head")
 
@@ -92,6 +93,16 @@ def _run(model: nn.Module, named: dict[str, nn.Module], blocks: str, lists: list
     takes = {"input_ids", "inputs_embeds"} <= arguments
     width = _maps(items[0], named[items[0]])[-1][1].out_features
     return Run(name, leave, items, takes, decodes, width)
+
+
+def tables(stack: nn.Module) -> list[nn.Embedding]:
+    """The embeddings of learned positions beneath a stack."""
+    found = {name: plain(module) for name, module in stack.named_modules()}
+    return [
+        module
+        for name, module in found.items()
+        if isinstance(module, nn.Embedding) and _TABLE.search(name.rpartition(".")[2])
+    ]
 
 
 def outputs(model: nn.Module, runs_: list[Run]) -> dict[str, Output]:

@@ -17,6 +17,9 @@ from trimtab.core.operator import Operator, Patches, dropout, linear
 from trimtab.core.registry import check, register
 from trimtab.core.site import Geometry, Site
 
+OURS = "trimtab_"
+"""What an attention function's name begins with once it knows of prefixes."""
+
 
 class Values:
     """The tensors of one delta as attributes, its own and its adapter's shared ones, cast to the
@@ -114,8 +117,8 @@ class Method(ABC):
             register(cls)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            check(self.name, field.name, getattr(self, field.name), field.default)
+        for one in dataclasses.fields(self):
+            check(self.name, one.name, getattr(self, one.name), one.default)
 
     def require(self, field: str, holds: bool, what: str) -> None:
         """A bound of a hyper-parameter: `what` says what it must do."""
@@ -280,6 +283,16 @@ class Prefix(Method):
     @abstractmethod
     def positions(self) -> int:
         """n, the number of positions that it takes."""
+
+    def accepts(self, site: Site) -> str | None:
+        reason = super().accepts(site)
+        chosen = getattr(getattr(site.module, "config", None), "_attn_implementation", None)
+        if reason is None and str(chosen or "eager").removeprefix(OURS) not in ("eager", "sdpa"):
+            reason = (
+                f"a prefix extends attention by 'sdpa' or 'eager', and this model uses {chosen!r}: "
+                "load it with attn_implementation='sdpa'"
+            )
+        return reason
 
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         return torch.stack(self.kv(p, call))

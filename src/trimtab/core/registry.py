@@ -7,7 +7,7 @@ import functools
 import importlib.metadata
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trimtab.core.errors import InputError, nearest
@@ -62,12 +62,22 @@ def _discover() -> None:
 def build(name: str, arguments: Mapping[str, Any]) -> Method:
     """A method from its name and hyper-parameters, with errors that name what is wrong."""
     cls = lookup(name)
-    known = {field.name: field for field in dataclasses.fields(cls)}
+    known = {one.name: one for one in dataclasses.fields(cls)}
+    taken = dict(arguments)
     for key, value in arguments.items():
         if key not in known:
             raise InputError(f"{name} has no hyper-parameter {key!r}; {nearest(key, known)}")
-        check(name, key, value, known[key].default)
-    return cls(**arguments)
+        if isinstance(value, list | tuple) and "tuple" in str(known[key].type):
+            taken[key] = _tuple(name, key, value)  # files know lists only
+        else:
+            check(name, key, value, known[key].default)
+    return cls(**taken)
+
+
+def _tuple(name: str, key: str, value: Sequence[Any]) -> tuple[Any, ...]:
+    if not all(isinstance(item, str | int | float) for item in value):
+        raise InputError(f"{name}: {key} must hold words or numbers only, not {value!r:.60}")
+    return tuple(value)
 
 
 def check(name: str, key: str, value: Any, default: Any) -> None:

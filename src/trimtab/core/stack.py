@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from trimtab.core.call import Call
 from trimtab.core.compose import Fuse, Mix, Route, Stack, over, rows
+from trimtab.core.delta import Delta
 from trimtab.core.errors import InputError
 from trimtab.core.host import Companion, Switch
-from trimtab.core.method import Beside, Prefix, Prompt
+from trimtab.core.method import Beside, Combine, Prefix, Prompt
 from trimtab.core.operator import Operator
 from trimtab.core.site import Geometry
 
@@ -60,6 +61,7 @@ class EnterStack:
         self.switch, self.name, self.names = switch, name, names
         self.read = read  # whether a decoder reads this stack's output
         self.attention: list[Companion] = []  # of this stack, with prefixes
+        self.tables: list[nn.Embedding] = []  # of learned positions, one row each
 
     def __call__(self, stack: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         if not self.switch.inside:  # `generate` calls an encoder by itself
@@ -71,8 +73,10 @@ class EnterStack:
         companion = stack._modules.get("deltas")
         if isinstance(companion, Companion) and (prompt := prompts(companion)) is not None:
             self._prompt(stack, companion, prompt, facts, length)
-        if any(one.acts() for one in self.attention):
-            self._shift(facts, length, positions(self.attention))
+            self._refuse_overflow(facts, length, prompt.shape[-2], 0)
+        if n := positions(self.attention):
+            self._refuse_overflow(facts, length, 0, n)
+            self._shift(facts, length, n)
         self._lengthen_encoder_mask(facts)
         mask = facts.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2:
@@ -114,16 +118,26 @@ class EnterStack:
         return stack.get_input_embeddings()(ids)
 
     def _shift(self, facts: dict[str, Any], past: int, n: int) -> None:
-        """A prefix takes the first n positions: what follows counts from there."""
-        if "position_ids" not in self.names:
+        """A prefix takes the first n positions: what follows counts from there. Where positions are
+        learned their tables count on themselves, see `ShiftPositions`."""
+        if "position_ids" not in self.names or self.tables:
             return
         ids = facts.get("position_ids")
         if ids is None:
-            held = facts.get("input_ids")
-            held = facts.get("inputs_embeds") if held is None else held
-            assert isinstance(held, Tensor)
-            ids = torch.arange(past, past + held.shape[1], device=held.device)[None]
+            ids = torch.arange(past, past + _positions(facts), device=_given(facts).device)[None]
         facts["position_ids"] = ids + n
+
+    def _refuse_overflow(self, facts: Mapping[str, Any], past: int, prompt: int, n: int) -> None:
+        given = _positions(facts) + past + n
+        for table in self.tables:
+            room = table.num_embeddings - _first_row(table)
+            if given > room:
+                added = f"a prompt of {prompt}" if prompt else f"a prefix of {n}"
+                raise InputError(
+                    f"{given} positions do not fit: the stack {self.name!r} has learned {room}, "
+                    f"and {added} takes its part of them; shorten the input to "
+                    f"{max(0, room - prompt - n)} tokens"
+                )
 
     @staticmethod
     def _lengthen_encoder_mask(facts: dict[str, Any]) -> None:
@@ -133,6 +147,45 @@ class EnterStack:
             missing = states.shape[1] - mask.shape[1]
             if missing > 0:
                 facts["encoder_attention_mask"] = _in_front(mask, missing)
+
+
+class ShiftPositions:
+    """At a table of learned positions: what follows a prefix counts from its end."""
+
+    def __init__(self, stack: EnterStack) -> None:
+        self.stack = stack
+
+    def __call__(self, table: nn.Embedding, args: Any, kwargs: dict[str, Any]) -> Any:
+        n = positions(self.stack.attention)
+        if not n:
+            return None
+        facts = {**dict(zip(parameters_of(table), args, strict=False)), **kwargs}
+        if "past_key_values_length" in parameters_of(table):  # it counts by itself, or is told
+            told = "position_ids" if facts.get("position_ids") is not None else None
+            name = told or "past_key_values_length"
+            return (), {**facts, name: facts.get(name, 0) + n}
+        ids = facts["input"]
+        if table.padding_idx is not None:  # padding has a row of its own
+            n = n * (ids != table.padding_idx).to(ids)
+        return (), {"input": ids + n}
+
+
+def _first_row(table: nn.Embedding) -> int:
+    """The row of the first position: some tables have rows for padding before it."""
+    if table.padding_idx is not None:
+        return table.padding_idx + 1
+    return int(getattr(table, "offset", 0))
+
+
+def _given(facts: Mapping[str, Any]) -> Tensor:
+    held = facts.get("input_ids")
+    held = facts.get("inputs_embeds") if held is None else held
+    assert isinstance(held, Tensor)
+    return held
+
+
+def _positions(facts: Mapping[str, Any]) -> int:
+    return _given(facts).shape[1]
 
 
 def _seen(past: Any) -> int:
@@ -184,11 +237,16 @@ class LeaveStack:
         if companion is None or not companion.acts():
             return output
         y = _states(output)
-        if any(isinstance(delta.method, Beside) for delta in companion.active()):
-            operator = over(self.switch.composition, _Output(y), companion.of, self.switch.call)
-            y = operator(y)
+        if any(isinstance(delta.method, Beside | Combine) for delta in companion.active()):
+            y = over(self.switch.composition, _Output(y), self._beside, self.switch.call)(y)
         n = self.switch.call.prompted.pop(self.name, 0)
         return _with_states(output, y[:, n:])
+
+    def _beside(self, name: str) -> dict[str, Delta]:
+        """An adapter's deltas here but its prompts, which acted where the stack was entered."""
+        assert self.companion is not None
+        deltas = self.companion.of(name)
+        return {key: d for key, d in deltas.items() if not isinstance(d.method, Prompt)}
 
 
 class _Output(Operator):
@@ -243,13 +301,23 @@ def prompts(companion: Companion) -> Tensor | None:
 
 
 def positions(attention: list[Companion]) -> int:
-    """How many positions the active prefixes take."""
+    """How many positions the active prefixes of a stack take."""
+    each: dict[str, int] = {}
     for companion in attention:
-        taken = [d.method.positions for d in companion.active() if isinstance(d.method, Prefix)]
-        if taken:
-            routed = isinstance(companion.switch.composition, Route)
-            return max(taken) if routed else sum(taken)
-    return 0
+        for name in companion.switch.active if companion.acts() else ():
+            for delta in companion.of(name).values():
+                if isinstance(delta.method, Prefix):
+                    each[name] = max(each.get(name, 0), delta.method.positions)
+    return _taken(attention[0].switch.composition, each) if each else 0
+
+
+def _taken(node: Any, each: Mapping[str, int]) -> int:
+    match node:
+        case Stack(parts=parts):
+            return sum(_taken(part, each) for part in parts)
+        case Route(parts=parts):
+            return max((each.get(part, 0) for part in parts), default=0)
+    return each.get(node, 0) if isinstance(node, str) else 0
 
 
 def gathered(

@@ -1,20 +1,23 @@
 """AdapterFusion: Non-Destructive Task Composition for Transfer Learning. Pfeiffer et al. 2021,
 arXiv:2005.00247.
 
-    s = softmax(Q h · K zᵢ),   h' = Σ sᵢ V zᵢ
+    s = softmax(Q h · K zᵢ / T),   h' = Σ sᵢ V zᵢ
 
 Attention, at every site, of the base's output h over what each of several trained adapters makes of
-it, zᵢ; those stay as they are. V starts at the identity.
+it, zᵢ; those stay as they are, so that no task is forgotten. V starts at the identity and is held
+near it by λ ‖V - I‖², so that the mixture starts out as a mean of the adapters and stays a mixture.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
+from trimtab.core.errors import InputError
 from trimtab.core.method import Combine, Param, Values
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
@@ -22,11 +25,21 @@ from trimtab.core.site import Site
 
 @dataclass(frozen=True, kw_only=True)
 class Fusion(Combine):
-    """Learned attention over the adapters named by `over`."""
+    """Learned attention over the adapters named by `over`. A small `temperature` chooses between
+    them, a large one averages; `regularisation` is λ."""
 
     name = "fusion"
     paper = "arXiv:2005.00247"
     learning_rate = 5e-5
+    starts_at_base: ClassVar[str | None] = "it starts at the mean of the adapters that it combines"
+
+    temperature: float = 1.0
+    regularisation: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature > 0 or self.regularisation < 0:
+            raise InputError("fusion: temperature is above 0, and regularisation not negative")
 
     def init(self, site: Site) -> dict[str, Param]:
         d = site.out_features
@@ -35,5 +48,11 @@ class Fusion(Combine):
 
     def combine(self, p: Values, x: Tensor, y: Tensor, parts: list[Tensor], call: Call) -> Tensor:
         z = torch.stack(parts, dim=-2)
-        scores = (linear(y, p.Q)[..., None, :] * linear(z, p.K)).sum(-1)
+        scores = (linear(y, p.Q)[..., None, :] * linear(z, p.K)).sum(-1) / self.temperature
         return (scores.softmax(-1)[..., None] * linear(z, p.V)).sum(-2)
+
+    def penalty(self, p: Values) -> Tensor | None:
+        if not self.regularisation:
+            return None
+        identity = torch.eye(p.V.shape[0], dtype=p.V.dtype, device=p.V.device)
+        return self.regularisation * (p.V - identity).square().sum()

@@ -4,12 +4,13 @@ Constant 2021, arXiv:2104.08691.
     X' = [P; X],   P (n, d)
 
 n trained embeddings stand before those of the input. P starts at embeddings of the vocabulary,
-drawn at random or of given words, or at random.
+which lie where the model expects its input: drawn at random, or those of given tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +23,8 @@ from trimtab.core.site import Site
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTuning(Prompt):
-    """`length` trained embeddings before the input. `init` is "vocabulary", "random", or the ids
-    of the tokens to start at."""
+    """`length` trained embeddings before the input. `start` is "vocabulary" (rows of the embedding
+    at random), "random" (uniform in ±0.5), or the ids of tokens, repeated as often as needed."""
 
     name = "prompt"
     paper = "arXiv:2104.08691"
@@ -35,13 +36,31 @@ class PromptTuning(Prompt):
     def __post_init__(self) -> None:
         if self.length < 1:
             raise InputError(f"prompt: length must be at least 1, not {self.length}")
+        if not isinstance(self.start, str):
+            object.__setattr__(self, "start", tuple(self.start))
+        if not self.start or (
+            isinstance(self.start, str) and self.start not in ("vocabulary", "random")
+        ):
+            raise InputError(
+                f'prompt: start is "vocabulary", "random" or ids of tokens, not {self.start!r}'
+            )
 
     def init(self, site: Site) -> dict[str, Param]:
-        table = site.module.get_input_embeddings().weight.detach().float()  # type: ignore[operator]
+        embedding: Any = site.module.get_input_embeddings()  # type: ignore[operator]
+        words, d = embedding.weight.shape
         if self.start == "random":
-            return {"P": Param(torch.rand(self.length, table.shape[1]) - 0.5)}
-        chosen = torch.randint(len(table), (self.length,), device="cpu")
-        return {"P": Param(table.cpu()[chosen].clone())}
+            return {"P": Param(torch.rand(self.length, d) - 0.5)}
+        if self.start == "vocabulary":
+            chosen = torch.randint(words, (self.length,), device="cpu")
+        else:
+            ids = [int(self.start[i % len(self.start)]) for i in range(self.length)]
+            if wrong := [i for i in ids if not 0 <= i < words]:
+                raise InputError(
+                    f"prompt: start names token {wrong[0]}, of a vocabulary of {words}"
+                )
+            chosen = torch.tensor(ids, device="cpu")
+        rows = embedding.weight.detach()[chosen.to(embedding.weight.device)].float()
+        return {"P": Param(rows * float(getattr(embedding, "embed_scale", 1.0)))}
 
     def extend(self, p: Values, call: Call) -> Tensor:
         return p.P

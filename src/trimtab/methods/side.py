@@ -1,12 +1,15 @@
-"""Ladder side tuning. Sung, Cho and Bansal 2022, arXiv:2206.06522.
+"""LST: Ladder Side-Tuning. Sung, Cho and Bansal 2022, arXiv:2206.06522.
 
-    g₀ = D₀ h₀,   gᵢ = μᵢ D hᵢ + (1 - μᵢ) gᵢ₋₁ through a small block,   y' = y + U g
+    gᵢ = fᵢ(μᵢ Dᵢ hᵢ + (1 - μᵢ) gᵢ₋₁),   μᵢ = sigmoid(aᵢ / T),   y' = y + U g
 
-A narrow network beside the base reads its blocks' outputs; no gradient runs through the base.
+A narrow network beside the base: its rung i reads what block i gives, hᵢ, through a gate and a
+small residual block f(g) = g + B σ(A g), where the paper has a narrow transformer block. Nothing of
+the base is on the way back from the loss, which saves the memory of its activations.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trimtab.core.call import Call
+from trimtab.core.errors import InputError
+from trimtab.core.layout import runs
 from trimtab.core.method import Beside, Param, Values
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
@@ -22,19 +27,36 @@ from trimtab.core.site import Site
 
 @dataclass(frozen=True, kw_only=True)
 class Side(Beside):
-    """A ladder of `width` beside the stack."""
+    """A ladder whose width is the stack's divided by `reduction`. `temperature` is that of its
+    gates. It starts at the base, U being zero."""
 
     name = "side"
     paper = "arXiv:2206.06522"
-    width: int = 8
+    learning_rate = 3e-3
+
+    reduction: int = 8
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.reduction < 1 or not self.temperature > 0:
+            raise InputError("side: reduction is at least 1, and temperature above 0")
 
     def init(self, site: Site) -> dict[str, Param]:
-        d = site.out_features
+        d, n = site.out_features, len(runs(site.module)[0].blocks)
+        w = max(1, d // self.reduction)
         return {
-            "D": Param(torch.randn(self.width, d) * 0.1),
-            "U": Param(torch.zeros(d, self.width)),
+            "D": Param(torch.randn(n, w, d) / math.sqrt(d)),
+            "gate": Param(torch.zeros(n)),
+            "A": Param(torch.randn(n, w, w) / math.sqrt(w)),
+            "B": Param(torch.randn(n, w, w) / math.sqrt(w)),
+            "U": Param(torch.zeros(d, w)),
         }
 
     def edit(self, p: Values, taps: Sequence[Tensor], y: Tensor, call: Call) -> Tensor:
-        g = linear(torch.stack(list(taps)).detach().sum(0), p.D)
-        return y + linear(F.gelu(g), p.U)
+        mu = (p.gate / self.temperature).sigmoid()
+        g = y.new_zeros(())
+        for i, tap in enumerate(taps):
+            h = F.layer_norm(tap.detach(), tap.shape[-1:])
+            g = mu[i] * linear(h, p.D[i]) + (1 - mu[i]) * g
+            g = g + linear(F.gelu(linear(g, p.A[i])), p.B[i])
+        return y + linear(g, p.U)

@@ -9,38 +9,59 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.adapt import admit, install, select
+from trimtab.adapt import admit, install, require_parts, select
 from trimtab.core.adapter import Adapter, carries, intact, record, unwrap
+from trimtab.core.compose import Composition
 from trimtab.core.errors import AdapterMismatch, InputError
 from trimtab.core.method import Selection
 from trimtab.core.site import Site
 from trimtab.match import sites
 from trimtab.place import Built, build, place
-from trimtab.store import fingerprint, hf, native
+from trimtab.store import compositions, fingerprint, hf, native
 
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
 
 def save(
-    model: nn.Module, folder: str | Path, *, name: str | None = None, format: str = "trimtab"
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    name: Composition | None = None,
+    format: str = "trimtab",
 ) -> Path:
-    """Write an adapter (the only one, if no name is given) as safetensors and JSON.
+    """Write an adapter (the only one, if no name is given) as safetensors and JSON; of a
+    composition, such as `Stack("a", "b")`, every adapter in a folder of its own.
 
     `format="peft"` writes the files of HF PEFT, and refuses what that format cannot express.
     Under FSDP2 all processes call it together. Returns the folder.
     """
+    folder = Path(folder)
+    if not (name is None or isinstance(name, str)):
+        return _save_composition(model, folder, name, format)
     adapter = record(model).adapter(name)
     intact(model, [adapter])
-    folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: an adapter is saved into a folder")
     formats = {"trimtab": native, "peft": hf}
     if format not in formats:
         raise InputError(f"format is 'trimtab' or 'peft', not {format!r}")
     formats.pop(format).write(unwrap(model), adapter, folder)
-    for other in formats.values():  # what lies there in the other format is older now
-        for name in (other.CONFIG, other.TENSORS):
-            (folder / name).unlink(missing_ok=True)
+    older = [file for other in formats.values() for file in (other.CONFIG, other.TENSORS)]
+    for file in (*older, compositions.CONFIG):  # what lies there in another format
+        (folder / file).unlink(missing_ok=True)
+    return folder
+
+
+def _save_composition(
+    model: nn.Module, folder: Path, composition: Composition, format: str
+) -> Path:
+    if format != "trimtab":
+        raise InputError(f"a composition is saved in Trimtab's own format, not {format!r}")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: a composition is saved into a folder")
+    compositions.write(model, composition, folder, lambda one, to: save(model, to, name=one))
+    for file in (native.CONFIG, native.TENSORS, hf.CONFIG, hf.TENSORS):
+        (folder / file).unlink(missing_ok=True)
     return folder
 
 
@@ -51,8 +72,11 @@ def load(
     name: str | None = None,
     trainable: bool = False,
     force: bool = False,
-) -> Adapter:
-    """Put a saved adapter on a model and make it the active one; the format is detected.
+) -> Any:
+    """Put a saved adapter on a model and make it the active one; the format is detected. Of a saved
+    composition all adapters are, and act as it says.
+
+    Returns the adapter, or the adapters of a composition.
 
     Args:
         name: what to call it here; its saved name, if left out (files of HF PEFT's own have none:
@@ -67,6 +91,16 @@ def load(
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: an adapter is a folder with its two files")
+    if (folder / compositions.CONFIG).exists():
+        if name is not None:
+            raise InputError(
+                f"{folder} holds a composition, whose adapters keep their names: leave `name` out"
+            )
+        return compositions.load(
+            model,
+            folder,
+            lambda one, of: load(model, of, name=one, trainable=trainable, force=force),
+        )
     if (folder / native.CONFIG).exists():
         adapter = _load_native(model, folder, name, force)
     elif (folder / hf.CONFIG).exists():
@@ -141,6 +175,7 @@ def _build(
     random numbers are not drawn upon.
     """
     with torch.random.fork_rng():
+        require_parts(model, pairs)
         _check_keys(_shapes(model, pairs, adapter), tensors, adapter)
         built = build(model, pairs)
     with torch.no_grad():

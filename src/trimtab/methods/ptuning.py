@@ -1,0 +1,101 @@
+"""P-tuning: GPT Understands, Too. Liu et al. 2021, arXiv:2103.10385.
+
+    X' = [f(E); X],   E (n, d),   f an LSTM in both directions under an MLP, or an MLP
+
+The embeddings of a prompt depend on one another through f, which eases their training; once they
+are trained only f(E) matters, and `encoder="none"` holds it bare.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trimtab.core.call import Call
+from trimtab.core.errors import InputError
+from trimtab.core.method import Param, Prompt, Values
+from trimtab.core.operator import linear
+from trimtab.core.site import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class PTuning(Prompt):
+    """`length` embeddings made by an `encoder`, "mlp", "lstm" or "none". `hidden` is its width, the
+    embedding's if 0; `layers` and `dropout` are the LSTM's."""
+
+    name = "p-tuning"
+    paper = "arXiv:2103.10385"
+    learning_rate = 1e-3
+
+    length: int = 20
+    encoder: str = "mlp"
+    hidden: int = 0
+    layers: int = 2
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.layers < 1 or self.hidden < 0:
+            raise InputError("p-tuning: length and layers are at least 1, hidden is not negative")
+        if self.encoder not in ("mlp", "lstm", "none"):
+            raise InputError(f'p-tuning: encoder is "mlp", "lstm" or "none", not {self.encoder!r}')
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"p-tuning: dropout must lie in [0, 1), not {self.dropout}")
+
+    def init(self, site: Site) -> dict[str, Param]:
+        d = site.module.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+        h = self.hidden or d
+        found = {"E": Param(torch.randn(self.length, d))}
+        if self.encoder == "lstm":
+            for layer in range(self.layers):
+                for end in (f"l{layer}", f"l{layer}_reverse"):
+                    inner = d if layer == 0 else 2 * h
+                    found |= {
+                        f"{key}_{end}": Param(_uniform(*shape, bound=h))
+                        for key, shape in {
+                            "weight_ih": (4 * h, inner),
+                            "weight_hh": (4 * h, h),
+                            "bias_ih": (4 * h,),
+                            "bias_hh": (4 * h,),
+                        }.items()
+                    }
+        for i, (out, inner) in enumerate(self._widths(d, h)):
+            found |= {
+                f"W{i}": Param(_uniform(out, inner, bound=inner)),
+                f"b{i}": Param(_uniform(out, bound=inner)),
+            }
+        return found
+
+    def _widths(self, d: int, h: int) -> list[tuple[int, int]]:
+        """(out, in) of the MLP's maps."""
+        maps = {"mlp": [(h, d), (h, h), (d, h)], "lstm": [(2 * h, 2 * h), (d, 2 * h)]}
+        return maps.get(self.encoder, [])
+
+    def extend(self, p: Values, call: Call) -> Tensor:
+        z = p.E
+        if self.encoder == "lstm":
+            weights = [tensor for name, tensor in p.tensors.items() if "_l" in name]
+            zero = z.new_zeros(2 * self.layers, 1, weights[1].shape[1])
+            z = torch.lstm(  # biases, layers, dropout, training, both directions, batch first
+                z[None],
+                (zero, zero),
+                weights,
+                True,
+                self.layers,
+                self.dropout,
+                p.training,
+                True,
+                True,
+            )[0][0]
+        last = len(self._widths(1, 1)) - 1
+        for i in range(last + 1):
+            z = linear(z, p.tensors[f"W{i}"], p.tensors[f"b{i}"])
+            z = F.relu(z) if i < last else z
+        return z
+
+
+def _uniform(*shape: int, bound: int) -> Tensor:
+    return (2 * torch.rand(shape) - 1) / math.sqrt(bound)
