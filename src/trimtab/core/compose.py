@@ -209,6 +209,8 @@ class Routed(Operator):
 class _Rows(Operator):
     """`inner` on some rows of the batch; on the very rows given, as it gave them for all."""
 
+    inner: Known
+
     def __init__(self, inner: Known, index: Tensor, x: Tensor) -> None:
         self.inner, self.index, self.x = inner, index, x
         self.geometry, self.dtype = inner.geometry, inner.dtype

@@ -1,0 +1,80 @@
+"""DoRA: Weight-Decomposed Low-Rank Adaptation. Liu et al. 2024, arXiv:2402.09353.
+
+    W' = m ∘ (W + s B A) / ‖W + s B A‖,   A (r, in), B (out, r), m (out,),   norms of rows
+
+LoRA turns the rows of W, m sets their lengths. m starts at the norms of W and B at zero, so that
+the adapted model starts at the base. The norm is a constant to the backward pass (section 4.3).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.core.call import Call
+from trimtab.core.method import Param, Transform, Values
+from trimtab.core.operator import Operator, Patches, dropout, linear
+from trimtab.core.site import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoRA(Transform):
+    """A low-rank change of direction, as `LoRA`'s, and a trained length of every row."""
+
+    name = "dora"
+    paper = "arXiv:2402.09353"
+    kinds = frozenset({"linear", "embedding", "conv"})
+    learning_rate = 1e-3
+
+    rank: int = 8
+    alpha: float = 16.0
+    rslora: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("rank", self.rank >= 1, "be at least 1")
+        self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def init(self, site: Site) -> dict[str, Param]:
+        A = nn.init.kaiming_uniform_(torch.empty(self.rank, site.in_features), a=math.sqrt(5))
+        W = site.matrix
+        m = torch.linalg.vector_norm(W, dim=1, dtype=torch.promote_types(W.dtype, torch.float32))
+        B = torch.zeros(site.out_features, self.rank)
+        return {"A": Param(A), "B": Param(B), "m": Param(m, exact=True)}
+
+    def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        V = W + (self.scale * (p.B @ p.A)).to(W.dtype)
+        norm = torch.linalg.vector_norm(V.detach(), dim=1)
+        return (p.m / norm.clamp_min(_TINY)).to(V.dtype)[:, None] * V, b
+
+    def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
+        own = inner.tensors()
+        y, b, gain = inner(x), own.get("bias"), inner.geometry.gain
+        ratio = p.m / self._norm(p, inner.geometry.read(own["weight"]))
+        side = dropout(x, self.dropout, p.training)
+        if isinstance(x, Patches) and x.module.groups > 1:
+            added = linear(side, p.B @ p.A)
+        else:
+            added = linear(linear(side, p.A), p.B)
+        turned = (y if b is None else y - b) + gain * self.scale * added
+        return (ratio * turned if b is None else ratio * turned + b).to(y.dtype)
+
+    @torch.no_grad()
+    def _norm(self, p: Values, W: Tensor) -> Tensor:
+        """‖W + s B A‖ by rows, without the sum: ‖W‖² + 2 s ⟨W Aᵀ, B⟩ + s² ⟨B A Aᵀ, B⟩."""
+        A, B, s = p.A, p.B, self.scale
+        square = torch.linalg.vector_norm(W, dim=1, dtype=p.m.dtype).square()
+        cross = ((W.to(A.dtype) @ A.mT) * B).sum(1, dtype=p.m.dtype)
+        low = ((B @ (A @ A.mT)) * B).sum(1, dtype=p.m.dtype)
+        return (square + 2 * s * cross + s * s * low).clamp_min(_TINY**2).sqrt()
+
+
+_TINY = 1e-12  # a row of zeros stays one

@@ -1,0 +1,168 @@
+"""Where HF PEFT has the method: with the same parameters, the same outputs and the same weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+import trimtab
+from trimtab.core.method import Method
+
+MODULES: dict[str, Any] = {
+    "linear": (lambda: nn.Linear(12, 8), lambda: torch.randn(5, 12)),
+    "Conv1D": (lambda: Conv1D(8, 12), lambda: torch.randn(5, 12)),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, padding=1), lambda: torch.randn(2, 4, 7)),
+    "conv2d": (lambda: nn.Conv2d(4, 6, 3, stride=2), lambda: torch.randn(2, 4, 9, 9)),
+    "1x1 conv2d": (lambda: nn.Conv2d(12, 6, 1), lambda: torch.randn(2, 12, 4, 4)),
+    "embedding": (lambda: nn.Embedding(20, 12), lambda: torch.randint(0, 20, (3, 5))),
+    "norm": (lambda: nn.LayerNorm(12), lambda: 1 + torch.randn(5, 12)),
+}
+
+
+def both(kind: str, method: Method, config: Any, names: dict[str, str]) -> tuple[Any, Any, Tensor]:
+    """(ours, theirs, input), with theirs given our changed parameters."""
+    make, x = MODULES[kind]
+    torch.manual_seed(0)
+    ours, theirs = nn.Sequential(make()), nn.Sequential(make())
+    theirs.load_state_dict(ours.state_dict())
+    adapter = trimtab.attach(ours.eval(), method, "0")
+    theirs = peft.get_peft_model(theirs.eval(), config)
+    own = dict(theirs.named_parameters())
+    (_, delta), *_ = adapter.deltas()
+    for name, suffix in names.items():
+        (theirs_own,) = (t for key, t in own.items() if key.endswith(suffix))
+        tensor = delta.tensors()[name]
+        with torch.no_grad():
+            if name in SAME_START:
+                torch.testing.assert_close(theirs_own.reshape(tensor.shape), tensor)
+            tensor += 0.1 * torch.randn(tensor.shape)
+            theirs_own.copy_(tensor.reshape(theirs_own.shape))
+    return ours, theirs, x()
+
+
+SAME_START = {"m", "E", "S", "t", "weight", "bias", "b", "d"}
+
+
+def same(ours: Any, theirs: Any, x: Tensor, **tolerance: float) -> None:
+    torch.testing.assert_close(ours(x), theirs(x), **tolerance)
+    trimtab.merge(ours)
+    merged = theirs.merge_and_unload()
+    torch.testing.assert_close(ours.state_dict()["0.weight"], merged[0].weight, **tolerance)
+
+
+LORA = {"A": "lora_A.default.weight", "B": "lora_B.default.weight"}
+EMBEDDING = {"A": "lora_embedding_A.default", "B": "lora_embedding_B.default"}
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+@pytest.mark.parametrize("kind", ["linear", "Conv1D", "conv1d", "conv2d", "embedding"])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_dora(kind: str, rslora: bool) -> None:
+    method = trimtab.DoRA(rank=3, alpha=5, rslora=rslora)
+    options: Any = {"r": 3, "lora_alpha": 5, "use_rslora": rslora, "use_dora": True}
+    config = peft.LoraConfig(target_modules=["0"], **options)
+    factors = EMBEDDING if kind == "embedding" else LORA
+    names = {"m": "lora_magnitude_vector.default.weight", **factors}
+    ours, theirs, x = both(kind, method, config, names)
+    for one in (ours, theirs):
+        (one(x) ** 2).sum().backward()
+    own = dict(theirs.named_parameters())
+    (_, delta), *_ = ours._trimtab.adapter(None).deltas()
+    for name, suffix in names.items():
+        (theirs_own,) = (t for key, t in own.items() if key.endswith(suffix))
+        ours_own = delta.tensors()[name]
+        assert ours_own.grad is not None
+        expected = theirs_own.grad.reshape(ours_own.shape)
+        torch.testing.assert_close(ours_own.grad, expected, rtol=1e-4, atol=1e-4)
+    same(ours, theirs, x)
+
+
+OFT = {
+    "exact": ({}, {"use_cayley_neumann": False}),
+    "neumann": ({"neumann": 5}, {}),
+    "three terms": ({"neumann": 3}, {"num_cayley_neumann_terms": 3}),
+    "seven terms": ({"neumann": 7}, {"num_cayley_neumann_terms": 7}),
+    "two terms": ({"neumann": 2}, {"num_cayley_neumann_terms": 2}),
+    "shared": ({"share": True}, {"use_cayley_neumann": False, "block_share": True}),
+    "bounded": ({"eps": 0.05}, {"use_cayley_neumann": False, "coft": True, "eps": 0.05}),
+    "odd size": ({"block": 5}, {"use_cayley_neumann": False, "oft_block_size": 5}),
+    "blocks": ({"blocks": 3}, {"use_cayley_neumann": False, "r": 3, "oft_block_size": 0}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Invalid `oft_block_size`")
+@pytest.mark.parametrize("options", OFT)
+@pytest.mark.parametrize("kind", ["linear", "1x1 conv2d", "embedding"])
+def test_oft(kind: str, options: str) -> None:
+    mine, other = OFT[options]
+    config = peft.OFTConfig(target_modules=["0"], **{"oft_block_size": 4, **other})
+    part = "oft_embedding_R" if kind == "embedding" else "oft_R"
+    method = trimtab.OFT(**{"block": 4, **mine})
+    ours, theirs, x = both(kind, method, config, {"S": f"{part}.default.weight"})
+    same(ours, theirs, x)
+
+
+def test_oft_over_patches() -> None:
+    """Their forward at larger kernels sums overlapping patches; their merged weights are right."""
+    config = peft.OFTConfig(target_modules=["0"], oft_block_size=4)
+    method = trimtab.OFT(block=4, neumann=5)
+    ours, theirs, x = both("conv2d", method, config, {"S": "oft_R.default.weight"})
+    merged = theirs.merge_and_unload()
+    torch.testing.assert_close(ours(x), merged(x))
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv2d"])
+def test_adalora(kind: str) -> None:
+    config = peft.AdaLoraConfig(
+        target_modules=["0"], init_r=4, target_r=2, lora_alpha=6, total_step=10
+    )
+    method = trimtab.AdaLoRA(rank=4, target=2, alpha=6)
+    names = {"P": "lora_B.default", "Q": "lora_A.default", "E": "lora_E.default"}
+    ours, theirs, x = both(kind, method, config, names)
+    same(ours, theirs, x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type")
+def test_ln() -> None:
+    names = {name: f"ln_tuning_layers.default.{name}" for name in ("weight", "bias")}
+    config = peft.LNTuningConfig(target_modules=["0"])
+    same(*both("norm", trimtab.LNTuning(), config, names))
+
+
+def test_tokens() -> None:
+    config = peft.TrainableTokensConfig(target_modules=["0"], token_indices=[3, 17, 4])
+    names = {"t": "trainable_tokens_delta.default"}
+    same(*both("embedding", trimtab.Tokens(rows=(3, 17, 4)), config, names))
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_vera_draws_the_same(seed: int) -> None:
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(12, 8), nn.Linear(8, 20), nn.Linear(20, 3))
+
+    ours, theirs, x = model(), model(), torch.randn(5, 12)
+    config = peft.VeraConfig(target_modules=["0", "1"], r=6, projection_prng_key=seed)
+    theirs = peft.get_peft_model(theirs, config)
+    trimtab.attach(ours, trimtab.VeRA(rank=6, seed=seed), ["0", "1"])
+    own = {**dict(theirs.named_parameters()), **dict(theirs.named_buffers())}
+    for name, tensor in ours.state_dict().items():
+        if "vera.A" in name or "vera.B" in name:
+            (expected,) = (t for key, t in own.items() if key.endswith(f"vera_{name[-1]}.default"))
+            assert torch.equal(tensor, expected)
+    torch.manual_seed(1)
+    for site in ("0", "1"):
+        for name in ("b", "d"):
+            mine = ours.state_dict()[f"{site}.deltas.default.vera.{name}"]
+            (their,) = (
+                t for k, t in own.items() if k.endswith(f"{site}.vera_lambda_{name}.default")
+            )
+            assert torch.equal(mine, their)
+            mine += torch.randn(mine.shape)
+            their.data.copy_(mine)
+    torch.testing.assert_close(ours(x), theirs(x))
