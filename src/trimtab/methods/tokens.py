@@ -9,6 +9,7 @@ other random rows, gives the same model.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
-from trimtab.core.method import Param, Transform, Values
+from trimtab.core.method import Names, Param, Transform, Values
 from trimtab.core.operator import Operator
 from trimtab.core.site import Site
 
@@ -29,6 +30,13 @@ class Tokens(Transform):
     targets = ("embedding",)
     kinds = frozenset({"embedding"})
     learning_rate = 1e-3
+    hf: ClassVar[Names | None] = Names(
+        peft_type="TRAINABLE_TOKENS",
+        tensors={},
+        fields={"rows": "token_indices"},
+        at={"embedding": {"t": "trainable_tokens_delta"}},
+        patterns=(),
+    )
 
     rows: tuple[int, ...] | None = None
 

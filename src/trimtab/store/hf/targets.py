@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from trimtab.core.site import Site
-from trimtab.store.hf.fields import layer_patterns
+from trimtab.store.hf.fields import TOKENS, layer_patterns
 
 _CLASSIFIERS = ("score", "classifier")
 _HEADS = {
@@ -44,6 +44,16 @@ def saved(path: str, modules: Iterable[str]) -> bool:
     parts = path.split(".")
     tops = [".".join(parts[: length + 1]) for length in range(len(parts))]
     return any(top.endswith(module) for top in tops for module in modules)
+
+
+def token_ids(config: Mapping[str, Any], path: str, site: Site) -> list[int] | None:
+    """The rows of this module that `trainable_token_indices` names; alone, they are the input
+    embedding's.
+    """
+    chosen = config.get(TOKENS)
+    if isinstance(chosen, list):
+        return chosen if "embedding" in site.roles else None
+    return next((rows for name, rows in (chosen or {}).items() if names([name], path)), None)
 
 
 def is_target(config: Mapping[str, Any], path: str, linears: Collection[str]) -> bool:

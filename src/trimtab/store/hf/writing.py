@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from trimtab.core.adapter import Adapter
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method, Names
+from trimtab.core.site import Geometry
 from trimtab.methods.bitfit import BitFit
+from trimtab.methods.tokens import Tokens
 from trimtab.methods.whole import Whole
 from trimtab.store import native
 from trimtab.store.files import write_json, write_tensors
+from trimtab.store.hf import pruned
 from trimtab.store.hf.fields import CONFIG
-from trimtab.store.hf.reading import PREFIX, REMEMBERED, TENSORS
+from trimtab.store.hf.fields import TOKENS as TOKENS_FIELD
+from trimtab.store.hf.reading import PREFIX, REMEMBERED, ROOT, TENSORS, TOKEN_LEAF
 
 _TASKS = {
     "ForSequenceClassification": "SEQ_CLS",
@@ -38,6 +42,10 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
     beside = {Whole.name, BitFit.name}
     acting = {site: method for site, method in adapter.entries if method.name not in beside}
     kinds = {method.name for method in acting.values()}
+    if len(kinds) > 1:  # whose configuration may name tokens
+        acting = {site: method for site, method in acting.items() if method.name != Tokens.name}
+        tokens = kinds & {Tokens.name}
+        kinds -= tokens if all(one.hf and one.hf.tokens for one in acting.values()) else set()
     if len(kinds) != 1 or (names := next(iter(acting.values())).hf) is None:
         every = {method.name for _, method in adapter.entries} - {Whole.name}
         raise InputError(
@@ -63,19 +71,40 @@ def _tensors(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> di
             if delta.method.name == Whole.name:
                 tensors[f"{PREFIX}{site}.{own}"] = tensor
                 continue
+            if site not in acting:
+                tensors[f"{PREFIX}{site}.{TOKEN_LEAF}"] = tensor
+                continue
+            if own in names.state or (names.masked and own == "mask"):
+                continue
             geometry = adapter.hosts[site].geometry
             theirs = names.tensors_at(geometry.kind).get(own)
-            if theirs is None or geometry.groups > 1 or site.endswith("]"):
+            at = delta.site
+            part = at.rows is not None or at.parameter is not None
+            if theirs is None or geometry.groups > 1 or part:
                 raise InputError(
                     f"{site!r} ({geometry.kind}) cannot be written in HF PEFT's format, which "
                     f"holds no {delta.method.name} there; use format='trimtab'"
                 )
-            if geometry.kind == "conv":
-                ones = (1,) * (len(geometry.shape) - 2)
-                shape = geometry.shape[1:] if own == names.patches else (tensor.shape[1], *ones)
-                tensor = tensor.reshape(tensor.shape[0], *shape)
-            tensors[f"{PREFIX}{site}.{theirs}"] = tensor
+            if names.masked:
+                tensor = pruned.left(names, own, tensor, delta.tensors()["mask"])
+            tensors[f"{PREFIX}{site}.{theirs}"] = _shaped(names, geometry, own, tensor)
+    for shared in adapter.shared.values():
+        for own, theirs in names.common.items():
+            tensors[f"{ROOT}{theirs}"] = shared.tensors()[own]
     return tensors
+
+
+def _shaped(names: Names, geometry: Geometry, own: str, tensor: Tensor) -> Tensor:
+    """The shape that a tensor has there."""
+    if own in names.columns:
+        return tensor[:, None]
+    if geometry.kind != "conv" or names.patches is None:
+        return tensor
+    ones = (1,) * (len(geometry.shape) - 2)
+    if own in names.channels:
+        return tensor.reshape(1, -1, *ones)
+    shape = geometry.shape[1:] if own == names.patches else (tensor.shape[1], *ones)
+    return tensor.reshape(tensor.shape[0], *shape)
 
 
 def _config(
@@ -91,8 +120,13 @@ def _config(
         "target_modules": _target_modules(model, acting),
         "modules_to_save": _tops(model, whole) or None,
         **{theirs: getattr(usual, own) for own, theirs in names.fields.items()},
+        **(names.more.write(usual) if names.more else {}),
+        **names.flags,
         **_biases(adapter, acting, names),
+        **_tokens(adapter, acting),
     }
+    if names.common:
+        config["save_projection"] = True
     if names.transposed:
         geometries = [adapter.hosts[site].geometry for site in acting]
         config["fan_in_fan_out"] = all(geometry.transposed for geometry in geometries)
@@ -103,10 +137,16 @@ def _config(
             if d.method.name == usual.name and d.tensors()[names.oriented].shape[0] == 1
         }
         config["feedforward_modules"] = sorted(scaled)
-    for own, pattern in (("rank", "rank_pattern"), ("alpha", "alpha_pattern")):
-        if own in names.fields:
-            config[pattern] = _differing(acting, usual, own)
-    _refuse_mixed(acting, usual, set(names.fields) - {"rank", "alpha"})
+    for own in names.patterns:
+        config[f"{own}_pattern"] = _differing(acting, usual, own)
+    if names.masked:
+        masks = {
+            s: d.tensors()["mask"]
+            for s, d in adapter.deltas()
+            if s in acting and "mask" in d.tensors()
+        }
+        config["rank_pattern"] = pruned.pattern(masks)
+    _refuse_mixed(acting, usual, names)
     return config
 
 
@@ -115,7 +155,7 @@ def _biases(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> dic
     shifted = {site for site, method in adapter.entries if method.name == BitFit.name}
     if not shifted:
         return {}
-    if names.shift is None:
+    if names.biases is None:
         raise InputError(f"HF PEFT's {names.peft_type} files hold no biases; use format='trimtab'")
     for site in sorted(shifted):
         if getattr(adapter.hosts[site].base, "bias", None) is None:
@@ -123,7 +163,17 @@ def _biases(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> dic
                 f"{site!r} has no bias of its own: HF PEFT's files hold none there; use "
                 "format='trimtab'"
             )
-    return {"bias": "lora_only" if shifted <= set(acting) else "all"}
+    return {"bias": names.biases if shifted <= set(acting) else "all"}
+
+
+def _tokens(adapter: Adapter, acting: Mapping[str, Method]) -> dict[str, Any]:
+    """The rows of embeddings that train beside the method."""
+    found = {}
+    for site, delta in adapter.deltas():
+        if isinstance(delta.method, Tokens) and site not in acting:
+            rows = delta.method.rows
+            found[site] = list(range(len(delta.tensors()["t"])) if rows is None else rows)
+    return {TOKENS_FIELD: found} if found else {}
 
 
 def _differing(acting: Mapping[str, Method], usual: Method, own: str) -> dict[str, Any]:
@@ -134,10 +184,13 @@ def _differing(acting: Mapping[str, Method], usual: Method, own: str) -> dict[st
     }
 
 
-def _refuse_mixed(acting: Mapping[str, Method], usual: Method, fields: set[str]) -> None:
+def _refuse_mixed(acting: Mapping[str, Method], usual: Method, names: Names) -> None:
+    """Hyper-parameters that there is one of for all sites."""
+    mine = usual.arguments()
+    free = {*names.patterns, *(() if names.oriented is None else ("scales",))}
     for site, method in acting.items():
-        for field in sorted(fields):
-            if getattr(method, field) != getattr(usual, field):
+        for field, value in method.arguments().items():
+            if field not in free and value != mine[field]:
                 raise InputError(
                     f"HF PEFT's format holds one {field} for all sites; {site!r} has another"
                 )

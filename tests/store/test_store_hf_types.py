@@ -1,0 +1,148 @@
+"""Every type of HF PEFT's that is read and written, both ways, on several shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import more_models
+import pytest
+from both_ways import Writes, there_and_back
+from peft import (
+    AdaLoraConfig,
+    LNTuningConfig,
+    LoraConfig,
+    OFTConfig,
+    TrainableTokensConfig,
+    VeraConfig,
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*Unsupported layer type:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Specified to not save vera_A:UserWarning"),
+]
+ADALORA: dict[str, Any] = {"total_step": 10, "init_r": 4, "target_r": 2}
+EXACT: dict[str, Any] = {"use_cayley_neumann": False}
+CONFIGURATIONS: dict[str, tuple[str, Any]] = {
+    "vera bert": (
+        "bert",
+        VeraConfig(task_type="SEQ_CLS", target_modules=["query", "output.dense"], r=6),
+    ),
+    "vera gpt2": ("gpt2", VeraConfig(target_modules=["c_attn"], r=5, fan_in_fan_out=True)),
+    "vera llama": (
+        "llama",
+        VeraConfig(target_modules="all-linear", r=5, projection_prng_key=7, d_initial=0.3),
+    ),
+    "vera t5": ("t5", VeraConfig(target_modules=["q", "wi"], r=5, vera_dropout=0.1)),
+    "vera biases": ("bert", VeraConfig(target_modules=["query"], r=5, bias="vera_only")),
+    "dora bert": (
+        "bert",
+        LoraConfig(task_type="SEQ_CLS", target_modules=["query", "dense"], r=3, use_dora=True),
+    ),
+    "dora gpt2": (
+        "gpt2",
+        LoraConfig(target_modules=["c_attn"], r=3, use_dora=True, fan_in_fan_out=True, bias="all"),
+    ),
+    "dora llama": (
+        "llama",
+        LoraConfig(
+            target_modules=["q_proj", "embed_tokens"],
+            r=3,
+            use_dora=True,
+            use_rslora=True,
+            rank_pattern={"q_proj": 2},
+        ),
+    ),
+    "dora vit": ("vit", LoraConfig(target_modules=["projection", "fc1"], r=2, use_dora=True)),
+    "adalora bert": (
+        "bert",
+        AdaLoraConfig(task_type="SEQ_CLS", target_modules=["query"], lora_alpha=5, **ADALORA),
+    ),
+    "adalora gpt2": (
+        "gpt2",
+        AdaLoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, **ADALORA),
+    ),
+    "adalora t5": ("t5", AdaLoraConfig(target_modules=["q", "wo"], lora_dropout=0.1, **ADALORA)),
+    "adalora biases": (
+        "bert",
+        AdaLoraConfig(target_modules=["query"], bias="lora_only", **ADALORA),
+    ),
+    "oft bert": ("bert", OFTConfig(task_type="SEQ_CLS", target_modules=["query"], **EXACT)),
+    "oft neumann": ("bert", OFTConfig(target_modules=["dense"], oft_block_size=8)),
+    "oft gpt2": (
+        "gpt2",
+        OFTConfig(
+            target_modules=["c_attn"],
+            fan_in_fan_out=True,
+            oft_block_size=4,
+            num_cayley_neumann_terms=3,
+        ),
+    ),
+    "oft llama": (
+        "llama",
+        OFTConfig(target_modules=["q_proj", "down_proj"], r=4, oft_block_size=0, **EXACT),
+    ),
+    "oft bounded, shared": (
+        "t5",
+        OFTConfig(target_modules=["q"], coft=True, eps=0.05, block_share=True, **EXACT),
+    ),
+    "oft embeddings": ("llama", OFTConfig(target_modules=["embed_tokens"], oft_block_size=8)),
+    "oft biases": ("bert", OFTConfig(target_modules=["query"], bias="oft_only", **EXACT)),
+    "ln bert": (
+        "bert",
+        LNTuningConfig(
+            task_type="SEQ_CLS", target_modules=["LayerNorm"], modules_to_save=["pooler"]
+        ),
+    ),
+    "ln gpt2": ("gpt2", LNTuningConfig(target_modules=["ln_1", "ln_f"])),
+    "ln llama": ("llama", LNTuningConfig(task_type="CAUSAL_LM")),
+    "ln t5": ("t5", LNTuningConfig(target_modules=["layer_norm"])),
+    "tokens bert": ("bert", TrainableTokensConfig(token_indices=[3, 17, 4])),
+    "tokens gpt2, tied": ("gpt2", TrainableTokensConfig(token_indices=[3, 17])),
+    "tokens llama": ("llama", TrainableTokensConfig(token_indices=list(range(40)))),
+    "tokens t5": (
+        "t5",
+        TrainableTokensConfig(target_modules=["shared"], token_indices=list(range(20))),
+    ),
+    "tokens beside lora": (
+        "llama",
+        LoraConfig(target_modules=["q_proj"], trainable_token_indices=list(range(40))),
+    ),
+    "tokens beside lora, tied": (
+        "qwen",
+        LoraConfig(target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [5, 9]}),
+    ),
+    "tokens beside dora": (
+        "bert",
+        LoraConfig(
+            target_modules=["query"],
+            use_dora=True,
+            trainable_token_indices={"word_embeddings": list(range(30))},
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"), CONFIGURATIONS.values(), ids=list(CONFIGURATIONS)
+)
+def test_there_and_back(
+    architecture: str, config: Any, peft_writes: Writes, tmp_path: Path
+) -> None:
+    there_and_back(more_models.by_name(architecture), config, peft_writes, tmp_path)
+    theirs, ours = (
+        json.loads((tmp_path / folder / "adapter_config.json").read_text())
+        for folder in ("theirs", "ours")
+    )
+    assert ours.keys() <= theirs.keys()
+    for field in ours.keys() - PLACES:
+        assert ours[field] == theirs[field], field
+
+
+PLACES = {"target_modules", "modules_to_save", "rank_pattern", "base_model_name_or_path"} | {
+    *("task_type", "inference_mode", "total_step", "trainable_token_indices"),
+}
+"""What says the same in other words, or depends on how it was made."""
