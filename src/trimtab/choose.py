@@ -104,6 +104,13 @@ def _own(model: nn.Module, method: Method) -> Target:
     return tuple(dict.fromkeys(names))
 
 
+def _holds(site: Site) -> bool:
+    """Whether a module, or a child that its reader leaves no place, has parameters of its own."""
+    if site.rows is not None or (site.parameter is not None and "." not in site.parameter):
+        return False  # a part of what its module holds, which is a site itself
+    return any(True for _ in site.module.parameters(recurse=False)) or site.parameter is not None
+
+
 def _trained_whole(model: nn.Module, train: Sequence[str]) -> list[Site]:
     """The modules with parameters of their own within each named module."""
     known = sites(model)
@@ -111,7 +118,7 @@ def _trained_whole(model: nn.Module, train: Sequence[str]) -> list[Site]:
     for name in train:
         full = {s.name for s in known if f".{s.name}".endswith(f".{name}")}
         inside = [s for s in known if any(f"{s.name}.".startswith(f"{top}.") for top in full)]
-        holding = [s for s in inside if any(True for _ in s.module.parameters(recurse=False))]
+        holding = [s for s in inside if _holds(s)]
         for site in holding:
             if reason := Whole().accepts(site):
                 raise InputError(f"{site.name!r} cannot be trained whole: {reason}")

@@ -11,7 +11,7 @@ from torch import nn
 
 from trimtab.core.errors import InputError, SiteNotFound, nearest
 from trimtab.core.heads import heads
-from trimtab.core.layout import ATTENTION, attentions, outputs, runs
+from trimtab.core.layout import ATTENTION, Run, attentions, outputs, runs
 from trimtab.core.method import Method
 from trimtab.core.operator import part_of
 from trimtab.core.readers import readers
@@ -89,7 +89,7 @@ class Shape:
             self.read.add(site)
         self.heads = tuple(f"{head}." for head in heads(model))
         self.blocks = {block for run in self.runs for block in run.blocks}
-        self.input = _input_embedding(model)
+        self.embeddings = _embeddings(model, self.runs)
 
     def at(self, module: nn.Module, paths: list[str]) -> Iterator[Site]:
         """The sites at one module: its own, and those of tensors that it reads itself."""
@@ -108,16 +108,18 @@ class Shape:
         if name in self.attentions:
             return self.attentions[name][0]
         if name in self.blocks:
-            return Geometry("block", 0, 0)
+            width = next(run.width for run in self.runs if name in run.blocks)
+            return Geometry("block", width, width)
         return geometry(module)
 
     def _with_roles(self, site: Site) -> Site:
-        stack = next((run.name for run in self.runs if f"{site.name}.".startswith(run.name)), None)
+        run = next((run for run in self.runs if f"{site.name}.".startswith(run.name)), None)
         output = self.outputs.get(site.name)
         return dataclasses.replace(
             site,
             roles=self._roles(site),
-            stack=(stack or ROOT) if stack is not None else None,
+            stack=run and (run.name or ROOT),
+            batch_first=run is None or run.batch_first,
             entry=output.entry if output else None,
         )
 
@@ -132,7 +134,7 @@ class Shape:
             found |= {"all-linear"} | _place(site)
         if kind == "norm":
             found.add("norms")
-        if site.module is self.input and kind == "embedding":
+        if id(site.module) in self.embeddings:
             found.add("embedding")
         if site.name in self.outputs:
             found.add(self.outputs[site.name].role)
@@ -150,13 +152,24 @@ _INPUTS = {False: "input", True: "decoder-input"}
 ROOT = "root"
 
 
-def _input_embedding(model: nn.Module) -> nn.Module | None:
+def _embeddings(model: nn.Module, runs_: list[Run]) -> set[int]:
+    """The input embedding of tokens; where its weight is tied to those of stacks (T5, BART), the
+    modules that they call."""
     find = getattr(model, "get_input_embeddings", None)
     try:
         found = find() if find is not None else None
     except NotImplementedError:
-        return None
-    return plain(found) if isinstance(found, nn.Module) else None
+        found = None
+    if not isinstance(found, nn.Module) or geometry(plain(found)).kind != "embedding":
+        return set()
+    weight = plain(found).weight
+    within = [
+        module
+        for run in runs_
+        for _, module in walk(model.get_submodule(run.name))
+        if geometry(plain(module)).kind == "embedding" and plain(module).weight is weight
+    ]
+    return {id(plain(module)) for module in within or [found]}
 
 
 def _place(site: Site) -> set[str]:

@@ -15,7 +15,7 @@ from trimtab.core.delta import Delta, Tensors
 from trimtab.core.errors import InputError
 from trimtab.core.host import Companion, Host, ParameterHost
 from trimtab.core.layout import Run, runs, tables
-from trimtab.core.method import Beside, Combine, Method, Prefix, Prompt
+from trimtab.core.method import Beside, Combine, Intervention, Method, Prefix, Prompt
 from trimtab.core.site import Site, geometry
 from trimtab.core.walk import base_parameters, plain, walk
 from trimtab.match import ROOT, sites
@@ -46,7 +46,24 @@ def build(
         index, total = grouped[method].index(site), len(grouped[method])
         deltas.append((site, Delta(method, site, index, shared.get(method), device, total)))
     _refuse_twice(deltas)
+    _refuse_two_kinds(model, deltas)
     return deltas, keys
+
+
+def _refuse_two_kinds(model: nn.Module, deltas: Sequence[tuple[Site, Delta]]) -> None:
+    """One module is either called, or called with other tensors; not both."""
+    kinds: dict[str, type[nn.Module]] = {}
+    for site, delta in deltas:
+        if isinstance(delta.method, Prompt | Prefix | Beside) or site.geometry.kind == "stack":
+            continue
+        home, wanted = site.homes[0], Host if site.parameter is None else ParameterHost
+        current = kinds.setdefault(home, type(model.get_submodule(home)))
+        if issubclass(current, Host) and current is not wanted:
+            raise InputError(
+                f"{delta.method.name} cannot act at {site.name!r}: another edit acts on "
+                f"{home!r} {'as a whole' if current is Host else 'by its tensors'}"
+            )
+        kinds[home] = wanted
 
 
 def _refuse_twice(deltas: Sequence[tuple[Site, Delta]]) -> None:
@@ -123,26 +140,32 @@ def _connect(model: nn.Module, record: Record, adapter: Adapter) -> None:
     attention function."""
     entries = {site.name: site for site in sites(model)} if _reads_entry(adapter) else {}
     for site, delta in adapter.deltas():
-        if getattr(delta.method, "reads_entry", False):
-            entry = delta.site.entry
-            if entry is None or entry not in entries:
+        if _reads(delta.method):
+            entry = entries.get(delta.site.entry or "")
+            if entry is None or entry.parameter or entry.in_features != delta.site.out_features:
                 raise InputError(
-                    f"{delta.method.name} acts beside a whole sublayer, and {site!r} is not the "
-                    "last map of one"
+                    f"{delta.method.name} reads the input of a whole sublayer, and of {site!r} no "
+                    "map is known that reads it"
                 )
-            _host(model, entries[entry], record).tapped[adapter.name + ":" + entry] = entry
+            _host(model, entry, record).tapped[adapter.name] = entry.name
+            _host(model, entries[site], record).reads[adapter.name] = entry.name
     if any(isinstance(m, Beside | Prompt | Prefix | Combine) for _, m in adapter.entries):
         reconnect(model, record)
 
 
 def _reads_entry(adapter: Adapter) -> bool:
-    return any(getattr(method, "reads_entry", False) for _, method in adapter.entries)
+    return any(_reads(method) for _, method in adapter.entries)
+
+
+def _reads(method: Method) -> bool:
+    return isinstance(method, Intervention) and method.reads_entry
 
 
 def reconnect(model: nn.Module, record: Record) -> None:
     """Hooks at stacks and attentions, as the adapters that are there need them."""
     for _, module in walk(model):
         for hook in (stack.LeaveStack, stack.Tap, stack.ShiftPositions):
+            watch.drop(module, hook)
             watch.drop(plain(module), hook)
     for run in runs(model):
         module = model.get_submodule(run.name)
@@ -207,6 +230,9 @@ def guard(model: nn.Module, record: Record) -> None:
     embeddings = getattr(model, "get_input_embeddings", None)
     if embeddings is not None and getattr(model, "main_input_name", "input_ids") != "input_ids":
         embeddings().register_forward_hook(watch.InputGradients(model))
+    for run in (run for run in all_ if not run.takes):
+        module = model.get_submodule(run.name)
+        module.register_forward_pre_hook(watch.StackGradients(model), with_kwargs=True)
 
 
 def remove(model: nn.Module, record: Record, adapter: Adapter) -> None:
@@ -221,8 +247,8 @@ def remove(model: nn.Module, record: Record, adapter: Adapter) -> None:
     kept = {id(h) for other in record.adapters.values() for h in other.hosts.values()}
     for path, module in list(walk(model, once=False)):
         if isinstance(module, Host):
-            for key in [k for k in module.tapped if k.partition(":")[0] == adapter.name]:
-                del module.tapped[key]
+            module.tapped.pop(adapter.name, None)
+            module.reads.pop(adapter.name, None)
             if id(module) not in kept and not module.tapped and not module.deltas._modules:
                 put(model, [path], module.base)
                 watch.overlook(model, module)
@@ -245,7 +271,7 @@ def release(model: nn.Module, record: Record) -> None:
 
 HOOKS: tuple[Any, ...] = (
     *(watch.PinVersion, watch.NoticeSkipped, watch.OutputSkipped, watch.InputGradients),
-    watch.contiguous_input,
+    *(watch.StackGradients, watch.contiguous_input),
     *(stack.EnterModel, stack.EnterStack, stack.LeaveStack, stack.Tap),
     stack.ShiftPositions,
 )

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from trimtab.core.adapter import Adapter, Record, intact, record
-from trimtab.core.compose import Composition, Fuse, Stack, order
+from trimtab.core.compose import Composition, Fuse, Route, Stack, order
 from trimtab.core.errors import InputError, StateError
 from trimtab.core.method import Combine
 from trimtab.methods.whole import Whole
@@ -39,12 +39,31 @@ def _refuse(composition: Composition | None, names: Sequence[str], record_: Reco
             f"{selections[0].name!r} changes the base's own parameters, which are the same for "
             f"all: it cannot be one part of a {type(composition).__name__}"
         )
+    for name in _routed(composition):
+        _refuse_to_route(record_.adapters[name])
     if isinstance(composition, Stack):
         _refuse_two_heads(adapters)
     for fuse in _fuses(composition):
         over = record_.adapter(fuse.by).over
         if set(over) != set(fuse.parts):
             raise InputError(f"{fuse.by!r} combines {over or 'nothing'}, not {fuse.parts}")
+
+
+def _routed(node: Any) -> Iterator[str]:
+    if isinstance(node, Route):
+        yield from node.parts
+    for part in getattr(node, "parts", ()):
+        yield from _routed(part)
+
+
+def _refuse_to_route(adapter: Adapter) -> None:
+    for name, delta in adapter.deltas():
+        why = "its layers keep positions before examples"
+        if delta.site.batch_first:
+            if delta.site.parameter is None:
+                continue
+            why = "the module there reads its weight itself, once for all examples"
+        raise InputError(f"{adapter.name!r} cannot be routed by example at {name!r}: {why}")
 
 
 def _fuses(node: Any) -> Iterator[Fuse]:

@@ -22,8 +22,10 @@ class Call:
 
     `route` names one adapter an example (None: the base alone), `task_ids` (batch,) one task.
     `masks` are the attention masks (batch, positions) by stack, prompts included; `past` the number
-    of positions already in a stack's cache; `prompted` how many a prompt has put in front; `taps`
-    what sites were given or gave, for laws that read several.
+    of positions already in a stack's cache, and `cached` whether the caller gave that cache;
+    `prompted` how many a prompt has put in front; `taps` what sites were given or gave, for laws
+    that read several; `unlabelled` (batch, positions) what stands before the first label; `rows`
+    which rows of how many these facts are of.
     """
 
     route: tuple[str | None, ...] | None = None
@@ -31,7 +33,10 @@ class Call:
     masks: dict[str, Tensor] = field(default_factory=dict)
     past: dict[str, int] = field(default_factory=dict)
     prompted: dict[str, int] = field(default_factory=dict)
+    cached: dict[str, bool] = field(default_factory=dict)
     taps: dict[str, Tensor] = field(default_factory=dict)
+    unlabelled: Tensor | None = None
+    rows: tuple[Tensor, int] | None = None
 
     def mask(self, stack: str | None, x: Tensor) -> Tensor | None:
         """The mask (batch, positions) of the positions of x (batch, positions, …), if one is
@@ -40,6 +45,33 @@ class Call:
         if mask is None or x.ndim < 3 or mask.shape[1] < x.shape[1]:
             return None
         return repeated(mask[:, mask.shape[1] - x.shape[1] :], x.shape[0], "the attention mask")
+
+    def prompt(self, stack: str | None, x: Tensor) -> Tensor | None:
+        """Which positions of x (batch, positions, …) are real tokens of the prompt: 0 or 1 (batch,
+        positions), without labels all; None where a cache holds the prompt already."""
+        if self.past.get(stack or ""):
+            return None
+        mask = self.mask(stack, x)
+        shape, device = x.shape[:2], x.device
+        real = torch.ones(shape, dtype=torch.long, device=device) if mask is None else mask.long()
+        before = self.unlabelled
+        if before is None or before.shape[1] + self.prompted.get(stack or "", 0) != shape[1]:
+            return real
+        front = before.new_ones(before.shape[0], shape[1] - before.shape[1])
+        before = repeated(torch.cat([front, before], dim=1).to(device), shape[0], "labels") * real
+        return torch.where(before.any(1, keepdim=True), before, real)
+
+    def tap(self, key: str | None) -> Tensor:
+        """What was tapped under this key in this call."""
+        if key not in self.taps:
+            raise InputError(f"{key!r} was not called before the site that reads its input")
+        return self._mine(self.taps[key])
+
+    def _mine(self, tap: Tensor) -> Tensor:
+        if self.rows is None:
+            return tap
+        index, batch = self.rows
+        return repeated(tap, batch, "a fact of the call")[index.to(tap.device)]
 
     def tasks(self, batch: int) -> Tensor:
         """One task an example; beams and flattened positions belong to their example's."""
@@ -61,7 +93,8 @@ class Call:
             route=None,
             task_ids=None if self.task_ids is None else rows(self.task_ids),
             masks={key: rows(mask) for key, mask in self.masks.items()},
-            taps={key: rows(tap) for key, tap in self.taps.items()},
+            unlabelled=None if self.unlabelled is None else rows(self.unlabelled),
+            rows=(index, batch),  # taps are cut where they are read: there is one a site
         )
 
 
@@ -101,7 +134,8 @@ def given(model: nn.Module, *, route: Route | None = None, task_ids: Any = None)
     from trimtab.core.adapter import record
 
     switch = record(model).switch
-    before, switch.given = switch.given, facts(route, task_ids)
+    named = {name: fact for name, fact in facts(route, task_ids).items() if fact is not None}
+    before, switch.given = switch.given, {**switch.given, **named}
     try:
         yield
     finally:

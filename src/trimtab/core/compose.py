@@ -216,7 +216,15 @@ class _Rows(Operator):
         self.geometry, self.dtype = inner.geometry, inner.dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.inner(self.inner.x)[self.index] if x is self.x else self.inner(x)
+        if x is self.x:
+            return self.inner(self.inner.x)[self.index]
+        return self.inner.narrowed(self.index, None)(x)
+
+    def narrowed(self, rows: Tensor | None, positions: Tensor | None) -> Operator:
+        return self.inner.narrowed(self.index if rows is None else self.index[rows], positions)
+
+    def using(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        return self.inner.narrowed(self.index, None).using(tensors, x)
 
     def tensors(self) -> dict[str, Tensor]:
         return self.inner.tensors()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from trimtab.core.block import Block
 from trimtab.core.call import Call
 from trimtab.core.compose import Composition, order, over
 from trimtab.core.delta import Delta, Tensors
@@ -127,6 +128,7 @@ class Host(nn.Module):
         self.original: dict[str, Tensor] = {}
         self.geometries: dict[str, Geometry] = {}
         self.tapped: dict[str, str] = {}
+        self.reads: dict[str, str] = {}
         self._parameters = base._parameters
         self._buffers = base._buffers
         self._non_persistent_buffers_set = base._non_persistent_buffers_set
@@ -161,9 +163,9 @@ class Host(nn.Module):
             name in self.deltas._modules for name in self.switch.active
         )
 
-    def operator(self, *args: Any, **kwargs: Any) -> Operator:
-        """The base under the active composition; the arguments are a block's beside its input."""
-        base = Base(self.base, self.geometry, extra=(args, kwargs))
+    def operator(self, base: Operator | None = None) -> Operator:
+        """The base under the active composition."""
+        base = Base(self.base, self.geometry) if base is None else base
         return over(self.switch.composition, base, self.deltas.of, self.switch.call)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -175,11 +177,18 @@ class Host(nn.Module):
         if not args:
             args = (kwargs.pop(_first(type(self.base).forward)),)
         x, *rest = args
-        operator = self.operator(*rest, **kwargs)
-        if self.geometry.kind == "conv":
-            patches = Patches(self.base, x)
-            return patches.first(operator(patches))  # type: ignore[arg-type]
-        return operator(x)
+        match self.geometry.kind:
+            case "block":
+                block = Block(self.base, self.geometry, tuple(rest), kwargs)
+                y = block.output(self.operator(block)(x))
+            case "conv":
+                patches = Patches(self.base, x)
+                y = patches.first(self.operator()(patches))  # type: ignore[arg-type]
+            case _:
+                y = self.operator(Base(self.base, self.geometry, extra=(rest, kwargs)))(x)
+        for key in self.reads.values():
+            self.switch.call.taps.pop(key, None)
+        return y
 
     def _tap(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         x = args[0] if args else kwargs[_first(type(self.base).forward)]

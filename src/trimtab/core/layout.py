@@ -22,6 +22,7 @@ from trimtab.core.walk import plain, walk
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _CROSS = re.compile(r"encdec|cross|encoder_attn|encoder_attention", re.IGNORECASE)
 _TABLE = re.compile(r"position|embed_pos|pos_emb|wpe", re.IGNORECASE)
+_TIME_FIRST = ("XLNet",)  # layers that keep positions before examples
 _HEADS = ("num_key_value_heads", "num_heads", "num_attention_heads", "n_heads", "n_head", "nhead")
 _WIDTH = ("head_dim", "attention_head_size", "key_value_proj_dim", "attention_head_dim", "d_head")
 
@@ -38,6 +39,7 @@ class Run:
     takes: bool
     decoder: bool
     width: int
+    batch_first: bool
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,13 @@ def _run(model: nn.Module, named: dict[str, nn.Module], blocks: str, lists: list
     decodes = any(_CROSS.search(path) for path in named if path.startswith(f"{blocks}."))
     takes = {"input_ids", "inputs_embeds"} <= arguments
     width = _maps(items[0], named[items[0]])[-1][1].out_features
-    return Run(name, leave, items, takes, decodes, width)
+    first = not type(named[name]).__name__.startswith(_TIME_FIRST)
+    return Run(name, leave, items, takes, decodes, width, first)
 
 
 def tables(stack: nn.Module) -> list[nn.Embedding]:
     """The embeddings of learned positions beneath a stack."""
-    found = {name: plain(module) for name, module in stack.named_modules()}
+    found = {name: plain(module) for name, module in walk(stack)}
     return [
         module
         for name, module in found.items()

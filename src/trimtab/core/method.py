@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
 from trimtab.core.operator import Operator, Patches, dropout, linear
-from trimtab.core.registry import check, register
+from trimtab.core.registry import check, frozen, register
 from trimtab.core.site import Geometry, Site
 
 OURS = "trimtab_"
@@ -133,7 +133,8 @@ class Method(ABC):
 
     Facts of a class: `kinds` of geometry that its law acts on; `starts_at_base`, None or the reason
     why the adapted model does not start at the base; `needs`, the facts of a call that it cannot do
-    without; `base_dropout`, whether the base keeps its dropout.
+    without; `by_example`, whether its law tells examples from positions; `base_dropout`, whether
+    the base keeps its dropout.
     """
 
     name: ClassVar[str] = ""
@@ -144,6 +145,7 @@ class Method(ABC):
     base_dropout: ClassVar[bool] = False
     starts_at_base: ClassVar[str | None] = None
     needs: ClassVar[frozenset[str]] = frozenset()
+    by_example: ClassVar[bool] = False
     hf: ClassVar[Names | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -153,7 +155,8 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         for one in dataclasses.fields(self):
-            check(self.name, one.name, getattr(self, one.name), one.default)
+            object.__setattr__(self, one.name, frozen(getattr(self, one.name)))
+            check(self.name, one, getattr(self, one.name))
 
     def require(self, field: str, holds: bool, what: str) -> None:
         """A bound of a hyper-parameter: `what` says what it must do."""
@@ -163,9 +166,19 @@ class Method(ABC):
     def accepts(self, site: Site) -> str | None:
         """None where the law can act; otherwise the reason why it cannot."""
         if site.geometry.kind in self.kinds:
-            return None
+            return self._unreachable(site)
         what = type(site.module).__name__ if site.geometry.kind == "other" else site.geometry.kind
         return f"it acts on {' or '.join(sorted(self.kinds))}, and this is {what}"
+
+    def _unreachable(self, site: Site) -> str | None:
+        """Where a module reads its weight itself, only a change of the weight can act; where
+        positions come before examples, only what does not tell them apart."""
+        own = type(self)
+        if self.by_example and not site.batch_first:
+            return "its layers keep positions before examples, which this law tells apart"
+        if site.parameter is None or own.affine is not Method.affine:
+            return None
+        return f"{type(site.module).__name__} reads this weight itself, and gives no output of it"
 
     def shared(self, sites: Sequence[Site]) -> dict[str, Param]:
         """The tensors that all sites of an adapter hold in common."""
@@ -261,9 +274,13 @@ class Transform(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Intervention(Method):
-    """y' = edit(p, x, y): acts on what the site gives, not on its weights."""
+    """y' = edit(p, x, y): acts on what the site gives, not on its weights.
+
+    With `reads_entry` the input of the whole sublayer is there as `call.tap(p.site.entry)`.
+    """
 
     targets: ClassVar[tuple[str, ...]] = ("attention-output", "mlp-output")
+    reads_entry: ClassVar[bool] = False
 
     @abstractmethod
     def edit(self, p: Values, x: Tensor, y: Tensor, call: Call) -> Tensor:
@@ -338,15 +355,11 @@ class Combine(Method):
     """Over what other adapters make of a site: `over` names them, and they stay as they are."""
 
     targets: ClassVar[tuple[str, ...]] = ()
-    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "embedding", "conv", "stack"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "embedding", "conv", "block", "stack"})
     needs: ClassVar[frozenset[str]] = frozenset({"over"})
     trains_parts: ClassVar[bool] = False
 
     over: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "over", tuple(self.over))
-        super().__post_init__()
 
     @abstractmethod
     def combine(self, p: Values, x: Tensor, y: Tensor, parts: list[Tensor], call: Call) -> Tensor:
@@ -362,6 +375,7 @@ class Beside(Method):
 
     targets: ClassVar[tuple[str, ...]] = ("stack",)
     kinds: ClassVar[frozenset[str]] = frozenset({"stack"})
+    by_example: ClassVar[bool] = True
 
     @abstractmethod
     def edit(self, p: Values, taps: Sequence[Tensor], y: Tensor, call: Call) -> Tensor:
@@ -370,7 +384,7 @@ class Beside(Method):
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         y = inner(x)
         stack = p.site.name
-        taps = [tap for key, tap in call.taps.items() if key.rpartition("#")[0] == stack]
+        taps = [call.tap(key) for key in call.taps if key.rpartition("#")[0] == stack]
         return self.edit(p, taps, y, call).to(y.dtype)
 
 

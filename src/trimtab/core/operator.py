@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from trimtab.core import kernel
 from trimtab.core.call import Call
+from trimtab.core.errors import InputError
 from trimtab.core.site import Geometry, attribute, beside
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ class Operator(ABC):
 
     inner: Operator
 
+    def narrowed(self, rows: Tensor | None, positions: Tensor | None) -> Operator:
+        """The same map for these rows of the batch, and these positions (rows, k) of each: a block
+        takes arguments that depend on them."""
+        return self
+
     @property
     def weight(self) -> Tensor:
         """(out, in), or (out,) of a norm; materialised on demand."""
@@ -52,15 +58,15 @@ class Operator(ABC):
 
 
 class Base(Operator):
-    """The frozen module itself. `parameter` is what it calls the weight where it reads it itself;
-    `extra` is what a block takes beside its hidden states."""
+    """The frozen module itself; `parameter` names the weight where the module reads it itself,
+    `extra` is what the module is given beside its input."""
 
     def __init__(
         self,
         module: nn.Module,
         geometry: Geometry,
         parameter: str | None = None,
-        extra: tuple[tuple[Any, ...], Mapping[str, Any]] = ((), {}),
+        extra: tuple[Sequence[Any], Mapping[str, Any]] = ((), {}),
     ) -> None:
         self.module, self.geometry, self.parameter = module, geometry, parameter
         self.args, self.kwargs = extra
@@ -72,8 +78,19 @@ class Base(Operator):
         x = x if x.is_contiguous() else x.contiguous()
         return self.module(x, *self.args, **self.kwargs)
 
+    def narrowed(self, rows: Tensor | None, positions: Tensor | None) -> Operator:
+        if any(isinstance(one, Tensor) for one in (*self.args, *self.kwargs.values())):
+            raise InputError(
+                f"{type(self.module).__name__} is given more than its input: no adapter there can "
+                "act on some examples alone"
+            )
+        return self
+
     def using(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(self.module, dict(tensors), (x, *self.args), dict(self.kwargs))
+        own = dict(tensors)
+        if isinstance(x, Patches):
+            return x.last(functional_call(self.module, own, (x.x,)))
+        return functional_call(self.module, own, (x, *self.args), dict(self.kwargs))
 
     def tensors(self) -> dict[str, Tensor]:
         if self.parameter is None:
@@ -100,6 +117,14 @@ class Under(Operator):
         y = self.inner(x)
         new = self._law(x, Part(self.inner, self.delta.site.geometry, rows, x, y))
         return torch.cat([y[..., : rows[0]], new, y[..., rows[1] :]], dim=-1)
+
+    def narrowed(self, rows: Tensor | None, positions: Tensor | None) -> Operator:
+        if self.geometry.kind == "block":
+            raise InputError(
+                f"at {self.delta.site.name!r} an adapter that computes some positions only stands "
+                f"upon {self.delta.method.name}: let it act on the frozen block itself, innermost"
+            )
+        return self
 
     def _law(self, x: Tensor, inner: Operator) -> Tensor:
         fused = kernel.find(self.delta, x, inner)
@@ -171,6 +196,9 @@ class Known(Operator):
         if self.y is None:
             self.y = self.inner(x)
         return self.y
+
+    def narrowed(self, rows: Tensor | None, positions: Tensor | None) -> Operator:
+        return self.inner.narrowed(rows, positions)
 
     def tensors(self) -> dict[str, Tensor]:
         return self.inner.tensors()

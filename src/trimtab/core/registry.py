@@ -7,7 +7,7 @@ import functools
 import importlib.metadata
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trimtab.core.errors import InputError, nearest
@@ -62,35 +62,36 @@ def _discover() -> None:
 def build(name: str, arguments: Mapping[str, Any]) -> Method:
     """A method from its name and hyper-parameters, with errors that name what is wrong."""
     cls = lookup(name)
-    known = {one.name: one for one in dataclasses.fields(cls)}
-    taken = dict(arguments)
+    known = {field.name: field for field in dataclasses.fields(cls)}
     for key, value in arguments.items():
         if key not in known:
             raise InputError(f"{name} has no hyper-parameter {key!r}; {nearest(key, known)}")
-        if isinstance(value, list | tuple) and "tuple" in str(known[key].type):
-            taken[key] = _tuple(name, key, value)  # files know lists only
-        else:
-            check(name, key, value, known[key].default)
-    return cls(**taken)
+        check(name, known[key], value)
+    return cls(**arguments)
 
 
-def _tuple(name: str, key: str, value: Sequence[Any]) -> tuple[Any, ...]:
-    if not all(isinstance(item, str | int | float) for item in value):
-        raise InputError(f"{name}: {key} must hold words or numbers only, not {value!r:.60}")
-    return tuple(value)
+def frozen(value: Any) -> Any:
+    """What files give as a list, hyper-parameters hold as a tuple."""
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
 
 
-def check(name: str, key: str, value: Any, default: Any) -> None:
-    """Of the type of its default, and finite; lists, as files have them, are tuples."""
+def check(name: str, field: dataclasses.Field[Any], value: Any) -> None:
+    """Of the type of its default, and finite; a tuple, where that may be, of words or numbers."""
+    value, default = frozen(value), field.default
+    if isinstance(value, tuple) and "tuple" in str(field.type):
+        if not all(isinstance(item, str | int | float) for item in value):
+            raise InputError(
+                f"{name}: {field.name} must hold words or numbers only, not {value!r:.60}"
+            )
+        return
     expected = type(default)
     fits = isinstance(value, expected) and isinstance(value, bool) == isinstance(default, bool)
     if expected is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-    if expected is tuple:
-        fits = isinstance(value, tuple | list)
     if default is not None and not fits:
         raise InputError(
-            f"{name}: {key} must be {expected.__name__} (default {default!r}), not {value!r}"
+            f"{name}: {field.name} must be {expected.__name__} (default {default!r}), "
+            f"not {value!r:.80}"
         )
     if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{name}: {key} must be finite, not {value}")
+        raise InputError(f"{name}: {field.name} must be finite, not {value}")

@@ -83,7 +83,8 @@ class Site:
     `rows` is the part of a fused map, the `whole`, that the site is; `parameter` the tensor's name
     where `module` reads it itself instead of calling a child; `entry` the map that reads what the
     sublayer reads whose output this site is; `stack` the run of blocks that it lies in; `expert`
-    the one of several matrices for which parameters are asked.
+    the one of several matrices for which parameters are asked; `batch_first` whether the layers
+    there keep examples before positions.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Site:
     entry: str | None = None
     stack: str | None = None
     expert: int | None = None
+    batch_first: bool = True
 
     @property
     def out_features(self) -> int:

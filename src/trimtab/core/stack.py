@@ -47,11 +47,20 @@ class EnterModel:
             if kwargs.get(name) is not None:
                 found[name] = facts(**{name: kwargs[name]})[name]
         kwargs = {k: v for k, v in kwargs.items() if k in self.own or k not in _FACTS}
-        self.switch.call, self.switch.inside = Call(**found), True
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        before = _unlabelled(kwargs.get("labels"), ids)
+        self.switch.call, self.switch.inside = Call(**found, unlabelled=before), True
         return args, kwargs
 
 
 _FACTS = ("route", "task_ids")
+
+
+def _unlabelled(labels: Any, ids: Any) -> Tensor | None:
+    """What stands before the first label, where each position has a label of its own."""
+    if not (isinstance(labels, Tensor) and isinstance(ids, Tensor) and labels.ndim == 2):
+        return None
+    return (labels == -100).long().cumprod(1) if labels.shape == ids.shape else None
 
 
 class EnterStack:
@@ -70,6 +79,7 @@ class EnterStack:
         facts = {**dict(zip(self.names, args, strict=False)), **kwargs}
         past = facts.get("past_key_values")
         call.past[self.name] = length = _seen(past)
+        call.cached[self.name] = past is not None
         companion = stack._modules.get("deltas")
         if isinstance(companion, Companion) and (prompt := prompts(companion)) is not None:
             self._prompt(stack, companion, prompt, facts, length)
@@ -349,7 +359,7 @@ def gathered(
         return []
 
     def _routed(parts: tuple[str, ...]) -> list[Tensor]:
-        if not any(name in companion._modules for name in parts):
+        if not any(of(name, switch.call) for name in parts):
             return []
         route = switch.call.route
         rows(route, parts, len(route or ()))  # refuses what is not there

@@ -124,19 +124,35 @@ class InputGradients:
         self.model = model
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if (
-            torch.is_grad_enabled()
-            and module.training
-            and isinstance(output, Tensor)
-            and output.is_floating_point()
-            and not output.requires_grad
-            and any(_checkpoints(part) for _, part in walk(self.model))
-        ):
+        if module.training and _could_ask(output) and _checkpoints(self.model):
             output.requires_grad_(True)
 
 
-def _checkpoints(module: nn.Module) -> bool:
-    return bool(module.__dict__.get("gradient_checkpointing", False))
+class StackGradients:
+    """The same before a stack that embeds no tokens: sounds, pictures."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if not module.training or not _checkpoints(self.model):
+            return None
+        args, kwargs = list(args), dict(kwargs)
+        for held, key in [*((args, i) for i in range(len(args))), *((kwargs, k) for k in kwargs)]:
+            if _could_ask(held[key]):
+                held[key] = held[key].detach().requires_grad_(True)
+                break
+        return tuple(args), kwargs
+
+
+def _could_ask(x: Any) -> bool:
+    """Whether x could ask for a gradient, and does not."""
+    floats = isinstance(x, Tensor) and x.is_floating_point()
+    return floats and torch.is_grad_enabled() and not x.requires_grad
+
+
+def _checkpoints(model: nn.Module) -> bool:
+    return any(part.__dict__.get("gradient_checkpointing", False) for _, part in walk(model))
 
 
 def contiguous_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

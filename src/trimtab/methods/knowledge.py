@@ -42,6 +42,7 @@ class Knowledge(Beside):
     heads: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.reads, self.width, self.layers, self.heads) < 1 or self.width % self.heads:
             raise InputError(
                 "knowledge: reads, width, layers and heads are at least 1, and heads divides width"

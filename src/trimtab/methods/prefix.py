@@ -40,6 +40,7 @@ class PrefixTuning(Prefix):
     projection: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.length < 1 or self.projection < 0:
             raise InputError("prefix: length is at least 1, and projection not negative")
 

@@ -34,10 +34,9 @@ class PromptTuning(Prompt):
     start: str | tuple[int, ...] = "vocabulary"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.length < 1:
             raise InputError(f"prompt: length must be at least 1, not {self.length}")
-        if not isinstance(self.start, str):
-            object.__setattr__(self, "start", tuple(self.start))
         if not self.start or (
             isinstance(self.start, str) and self.start not in ("vocabulary", "random")
         ):

@@ -38,6 +38,7 @@ class PTuning(Prompt):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.length < 1 or self.layers < 1 or self.hidden < 0:
             raise InputError("p-tuning: length and layers are at least 1, hidden is not negative")
         if self.encoder not in ("mlp", "lstm", "none"):

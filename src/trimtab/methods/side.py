@@ -38,6 +38,7 @@ class Side(Beside):
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.reduction < 1 or not self.temperature > 0:
             raise InputError("side: reduction is at least 1, and temperature above 0")
 

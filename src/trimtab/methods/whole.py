@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.func import functional_call
 
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method, Param, Values
-from trimtab.core.operator import Base, Operator
+from trimtab.core.operator import Operator
 from trimtab.core.site import Geometry, Site
 
 
@@ -27,6 +26,8 @@ class Whole(Method):
     name = "whole"
 
     def accepts(self, site: Site) -> str | None:
+        if site.parameter is not None or site.rows is not None:
+            return f"it is a part of what {type(site.module).__name__} holds: train that whole"
         if not any(True for _ in site.module.parameters(recurse=False)):
             return "it has no parameters of its own"
         if getattr(site.module, "track_running_stats", False):
@@ -44,8 +45,5 @@ class Whole(Method):
         return {name: getattr(p, name) for name in own}
 
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
-        if not isinstance(inner, Base):
-            raise InputError("a module trained whole takes no other method beneath it")
-        theta = inner.module.named_parameters(recurse=False)
-        own = {name: getattr(p, name).to(tensor.dtype) for name, tensor in theta}
-        return functional_call(inner.module, own, (x,))
+        own = {name: getattr(p, name).to(theta.dtype) for name, theta in inner.tensors().items()}
+        return inner.using(own, x)

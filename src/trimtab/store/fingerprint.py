@@ -20,6 +20,7 @@ from trimtab.core.walk import base_parameters
 
 _SAMPLES = 8
 _TOLERANCE = 2.0**-7  # one step of bf16
+_SMALLEST = 2.0**-23  # two steps of fp16 near zero
 
 
 def describe(model: nn.Module, replaced: Collection[str], originals: Mapping[str, Tensor]) -> Any:
@@ -87,5 +88,6 @@ def _same(a: list[float] | None, b: list[float] | None) -> bool:
     if len(a) != len(b):
         return False
     return all(
-        abs(x - y) <= _TOLERANCE * max(abs(x), abs(y)) + 1e-8 for x, y in zip(a, b, strict=True)
+        abs(x - y) <= _TOLERANCE * max(abs(x), abs(y)) + _SMALLEST
+        for x, y in zip(a, b, strict=True)
     )

@@ -112,14 +112,17 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise InputError(f"{where}: 'sites' must be names")
     if not config["methods"]:
         raise InputError(f"{where}: 'methods' is empty: nothing acts anywhere")
-    tensors = read_tensors(folder / TENSORS)
+    return config, read_tensors(folder / TENSORS)
+
+
+def check_digest(config: Mapping[str, Any], folder: Path) -> None:
+    """The two files belong together. Asked last: a key that is wrong is named before."""
     known = config.get("digest")  # files of before have none
     if known is not None and digest(folder / TENSORS) != known:
         raise AdapterMismatch(
             f"{folder / TENSORS} is not the file that {CONFIG} was written for: one of the two was "
             "replaced or changed; save the adapter again, or take both files from one place"
         )
-    return config, tensors
 
 
 def check_base(base: Mapping[str, Any], where: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,13 @@ def _load_native(model: nn.Module, folder: Path, name: str | None, force: bool) 
         adapter = select(model, named[0][1], name)
         _check_keys(adapter.selected, tensors, name)
         _check_base(model, native.replaced((), adapter.selected), config["base"], name, force)
+        native.check_digest(config, folder)
         # not in place yet: activating exchanges them, after what is active now has been taken out
         adapter.originals, adapter.in_place = {key: tensors[key] for key in adapter.selected}, False
         return install(model, record_, adapter)
     pairs = native.locate(named, _known(model), name)
-    return place_read(model, name, pairs, tensors, base=config["base"], force=force)
+    check = functools.partial(native.check_digest, config, folder)
+    return place_read(model, name, pairs, tensors, base=config["base"], force=force, check=check)
 
 
 def _load_hf(model: nn.Module, folder: Path, name: str | None, force: bool) -> Adapter:
@@ -154,13 +157,17 @@ def place_read(
     *,
     base: Mapping[str, Any] | None = None,
     force: bool = False,
+    check: Callable[[], None] | None = None,
 ) -> Adapter:
-    """An adapter from what was read of a file, all of it checked before the model is touched."""
+    """An adapter from what was read of a file, all of it checked before the model is touched;
+    `check` is asked last."""
     record_ = admit(model, name)
     built = _build(model, pairs, tensors, name)
     if base is not None:
         own = native.replaced((site.name, delta) for site, delta in built[0])
         _check_base(model, own, base, name, force)
+    if check is not None:
+        check()
     return install(model, record_, place(model, record_, name, built))
 
 

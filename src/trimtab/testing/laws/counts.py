@@ -32,7 +32,9 @@ def counts(method: Method, architecture: Architecture, parameters: Formula | Non
         unique = {id(p): p.numel() for p in adapter.parameters()}
         report = summary(trial.model, "default")
         ensure(report.trainable == sum(unique.values()), "reported is not what trains")
-        ensure(sum(report.sites.values()) == report.trainable, "the sites do not sum to the whole")
+        common = sum(p.numel() for held in adapter.shared.values() for p in held.parameters())
+        sited = sum(report.sites.values())
+        ensure(sited + common == report.trainable, "the sites do not sum to the whole")
         ensure(report.total == total, f"the base has {total} parameters, not {report.total}")
         held = sum(t.numel() * t.element_size() for t in adapter.tensors().values())
         ensure(report.bytes == held, "reported bytes are not those of the tensors")

@@ -40,7 +40,9 @@ def gradients_reach_what_trains(method: Method, architecture: Architecture) -> N
         ensure(own <= trained, "`parameters` leaves out some of the adapter's")
     else:
         ensure(own == trained, "`parameters` and the adapter disagree on what trains")
+    trial.model.train()
     trial.loss().backward()
+    trial.model.eval()
     for name, parameter in trial.model.named_parameters():
         if id(parameter) not in trained:
             ensure(parameter.grad is None, f"a gradient reaches {name}")

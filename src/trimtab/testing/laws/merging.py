@@ -61,7 +61,7 @@ def law_equals_probe(method: Method, architecture: Architecture) -> None:
     trial = Trial(method, architecture)
     hosts = trial.perturbed().hosts
     for site, host in hosts.items():
-        if isinstance(host, Host):
+        if type(host) is Host:
             _probe(site, host)
 
 

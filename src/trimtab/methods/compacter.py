@@ -1,0 +1,80 @@
+"""Compacter: Efficient Low-Rank Hypercomplex Adapter Layers. Mahabadi, Henderson and Ruder 2021,
+arXiv:2106.04647.
+
+    h' = h + U σ(D h + d) + u,   D = Σᵢ Aᵢ ⊗ (sᵢ tᵢᵀ),   U likewise,   i = 1 … n
+
+The slow weights Aᵢ (n, n) are shared by all sites, by D and by U; the fast ones are of low rank and
+each site's own. Compacter++ leaves out the bottleneck after attention. U's t starts at zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.core.bottleneck import Bottleneck, kronecker_sum
+from trimtab.core.call import Call
+from trimtab.core.errors import InputError
+from trimtab.core.method import Param, Values
+from trimtab.core.site import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compacter(Bottleneck):
+    """Bottlenecks of sums of `n` Kronecker products, with factors of `rank`."""
+
+    name = "compacter"
+    paper = "arXiv:2106.04647"
+    learning_rate = 3e-3
+
+    width: int = 24
+    activation: str = "gelu"
+    n: int = 4
+    rank: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n < 1 or self.rank < 1:
+            raise InputError(f"{self.name}: n and rank must be at least 1")
+        if self.init_std:
+            raise InputError(f"{self.name}: it starts at the base exactly; leave init_std out")
+
+    def accepts(self, site: Site) -> str | None:
+        reason = super().accepts(site)
+        if reason is None and (site.out_features % self.n or self.m(site) % self.n):
+            reason = (
+                f"its widths {site.out_features} and {self.m(site)} must be multiples of n={self.n}"
+            )
+        return reason
+
+    def shared(self, sites: Sequence[Site]) -> dict[str, Param]:
+        return {"A": Param(0.1 * torch.randn(self.n, self.n, self.n))}
+
+    def init(self, site: Site) -> dict[str, Param]:
+        n, r, m, d = self.n, self.rank, self.m(site), site.out_features
+        params = {
+            "Ds": nn.init.xavier_normal_(torch.empty(n, m // n, r)),
+            "Dt": nn.init.xavier_normal_(torch.empty(n, d // n, r)),
+            "Us": nn.init.xavier_normal_(torch.empty(n, d // n, r)),
+            "Ut": torch.zeros(n, m // n, r),
+            "d": torch.zeros(m),
+            "u": torch.zeros(d),
+        }
+        return {name: Param(value) for name, value in params.items()}
+
+    def maps(self, p: Values) -> tuple[Tensor, Tensor]:
+        return kronecker_sum(p.A, p.Ds @ p.Dt.mT), kronecker_sum(p.A, p.Us @ p.Ut.mT)
+
+    def edit(self, p: Values, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        return y + self.added(p, y)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompacterPlus(Compacter):
+    """Compacter after the feed-forward sublayers only: half the parameters."""
+
+    name = "compacter++"
+    targets = ("mlp-output",)

@@ -1,0 +1,63 @@
+"""One adapter for many tasks, conditioned on the task: CA-MTL, Pilault, Elhattami and Pal 2021,
+arXiv:2009.09139; HyperFormer, Mahabadi et al. 2021, arXiv:2106.04489.
+
+    h' = h + U ((1 + G z) ∘ LN(σ(D h + d)) + B z) + u,   z the embedding of the example's task
+
+All tasks share the bottlenecks; its conditional LayerNorm has gain and shift made from z, which all
+sites share. U, G and B start at zero: every task starts at the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trimtab.core.bottleneck import Bottleneck
+from trimtab.core.call import Call
+from trimtab.core.errors import InputError
+from trimtab.core.method import Param, Values
+from trimtab.core.operator import linear
+from trimtab.core.site import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditional(Bottleneck):
+    """A bottleneck for `tasks` tasks, each known by an embedding of width `embedding`."""
+
+    name = "conditional"
+    by_example = True
+    paper = "arXiv:2009.09139"
+    needs = frozenset({"task_ids"})
+
+    activation: str = "gelu"
+    tasks: int = 2
+    embedding: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tasks < 1 or self.embedding < 1:
+            raise InputError(f"{self.name}: tasks and embedding must be at least 1")
+
+    def shared(self, sites: Sequence[Site]) -> dict[str, Param]:
+        return {"z": Param(torch.randn(self.tasks, self.embedding))}
+
+    def init(self, site: Site) -> dict[str, Param]:
+        film = (Param(torch.zeros(self.m(site), self.embedding)) for _ in range(2))
+        return {**super().init(site), **dict(zip(("G", "B"), film, strict=True))}
+
+    def edit(self, p: Values, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        ids = call.tasks(y.shape[0]).to(y.device)
+        if (
+            not torch.compiler.is_compiling()
+            and not 0 <= int(ids.min()) <= int(ids.max()) < self.tasks
+        ):
+            raise InputError(f"task_ids must lie in 0 … {self.tasks - 1}, and are {ids.tolist()}")
+        hidden, U = self.inside(p, y)
+        z = F.embedding(ids, p.z).reshape(-1, *[1] * (y.ndim - 2), self.embedding)
+        gain, shift = linear(z, p.G), linear(z, p.B)
+        out = linear((1 + gain) * F.layer_norm(hidden, hidden.shape[-1:]) + shift, U, p.u)
+        return y + self.scale * out

@@ -1,0 +1,84 @@
+"""LoReFT: Representation Finetuning for Language Models. Wu et al. 2024, arXiv:2404.03592.
+
+    h' = h + Rᵀ (W h + b - R h),   R (r, d) with orthonormal rows
+
+An edit of the residual stream, at the first `first` and the last `last` real tokens of the prompt.
+R is the orthonormal factor of a trained matrix, so that its rows stay orthonormal. W starts at R
+and b at zero: the adapted model starts at the base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.core.call import Call
+from trimtab.core.errors import InputError
+from trimtab.core.method import Intervention, Param, Values
+from trimtab.core.operator import linear
+from trimtab.core.site import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReFT(Intervention):
+    """An edit within a subspace of `rank` dimensions, at some positions of the prompt.
+
+    The prompt is what a model reads before it generates: with a cache the first pass, in training
+    what stands before the first label (those of -100 left out), otherwise all.
+    """
+
+    name = "reft"
+    by_example = True
+    paper = "arXiv:2404.03592"
+    targets = ("block",)
+    kinds = frozenset({"block", "linear"})
+    learning_rate = 4e-4
+
+    rank: int = 4
+    first: int = 7
+    last: int = 7
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise InputError(f"reft: rank must be at least 1, not {self.rank}")
+        if min(self.first, self.last) < 0 or self.first + self.last < 1:
+            raise InputError(
+                f"reft: first={self.first} and last={self.last} choose no position to edit"
+            )
+
+    def accepts(self, site: Site) -> str | None:
+        reason = super().accepts(site)
+        if reason is None and site.out_features < self.rank:
+            reason = f"{self.rank} orthonormal rows do not fit its width of {site.out_features}"
+        return reason
+
+    def init(self, site: Site) -> dict[str, Param]:
+        A = nn.init.orthogonal_(torch.empty(self.rank, site.out_features))
+        W, b = orthonormal(A), torch.zeros(self.rank)
+        return {"A": Param(A, exact=True), "W": Param(W, exact=True), "b": Param(b)}
+
+    def edit(self, p: Values, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        if y.ndim < 3:
+            raise InputError(f"reft edits positions, and {p.site.name!r} gives {tuple(y.shape)}")
+        chosen = self.chosen(p, y, call)
+        if chosen is None:
+            return y
+        R = orthonormal(p.A)
+        change = linear(linear(y, (p.W - R).to(y.dtype), p.b), R.mT.to(y.dtype))
+        return y + change * chosen[..., None].to(y.dtype)
+
+    def chosen(self, p: Values, y: Tensor, call: Call) -> Tensor | None:
+        """Which positions (batch, positions) are edited; None where the prompt is over."""
+        prompt = call.prompt(p.site.stack, y)
+        if prompt is None:
+            return None
+        counted = prompt.cumsum(1)
+        return prompt * ((counted <= self.first) | (counted > counted[:, -1:] - self.last))
+
+
+def orthonormal(A: Tensor) -> Tensor:
+    """The orthonormal rows that span those of A, the same for the same A whatever its scale."""
+    Q, upper = torch.linalg.qr(A.mT)
+    return (Q * upper.diagonal().sign()).mT
