@@ -25,7 +25,10 @@ def loaded(folder: Path, architecture: cases.Architecture) -> nn.Module:
 
 
 def by_peft(folder: Path, architecture: cases.Architecture) -> nn.Module:
-    return peft.PeftModel.from_pretrained(architecture.model(), folder).eval()
+    model = peft.PeftModel.from_pretrained(architecture.model(), folder).eval()
+    if isinstance(model.base_model, peft.AdaLoraModel):  # which asks for it to compute a loss
+        model.base_model.trainable_adapter_name = "default"
+    return model
 
 
 def there_and_back(

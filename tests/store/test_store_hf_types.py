@@ -53,7 +53,7 @@ CONFIGURATIONS: dict[str, tuple[str, Any]] = {
             r=3,
             use_dora=True,
             use_rslora=True,
-            rank_pattern={"q_proj": 2},
+            rank_pattern={"layers.1.self_attn.q_proj": 2},
         ),
     ),
     "dora vit": ("vit", LoraConfig(target_modules=["projection", "fc1"], r=2, use_dora=True)),
@@ -72,14 +72,9 @@ CONFIGURATIONS: dict[str, tuple[str, Any]] = {
     ),
     "oft bert": ("bert", OFTConfig(task_type="SEQ_CLS", target_modules=["query"], **EXACT)),
     "oft neumann": ("bert", OFTConfig(target_modules=["dense"], oft_block_size=8)),
-    "oft gpt2": (
-        "gpt2",
-        OFTConfig(
-            target_modules=["c_attn"],
-            fan_in_fan_out=True,
-            oft_block_size=4,
-            num_cayley_neumann_terms=3,
-        ),
+    "oft vit": (
+        "vit",
+        OFTConfig(target_modules=["q_proj", "fc1"], oft_block_size=4, num_cayley_neumann_terms=3),
     ),
     "oft llama": (
         "llama",
@@ -89,7 +84,7 @@ CONFIGURATIONS: dict[str, tuple[str, Any]] = {
         "t5",
         OFTConfig(target_modules=["q"], coft=True, eps=0.05, block_share=True, **EXACT),
     ),
-    "oft embeddings": ("llama", OFTConfig(target_modules=["embed_tokens"], oft_block_size=8)),
+    "oft embeddings": ("bert", OFTConfig(target_modules=["word_embeddings"], oft_block_size=8)),
     "oft biases": ("bert", OFTConfig(target_modules=["query"], bias="oft_only", **EXACT)),
     "ln bert": (
         "bert",
@@ -143,6 +138,6 @@ def test_there_and_back(
 
 
 PLACES = {"target_modules", "modules_to_save", "rank_pattern", "base_model_name_or_path"} | {
-    *("task_type", "inference_mode", "total_step", "trainable_token_indices"),
+    *("task_type", "inference_mode", "total_step", "trainable_token_indices", "peft_version"),
 }
 """What says the same in other words, or depends on how it was made."""

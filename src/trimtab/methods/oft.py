@@ -18,19 +18,25 @@ import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
+from trimtab.core.errors import InputError
 from trimtab.core.method import Fields, Names, Param, Transform, Values
 from trimtab.core.operator import Operator, Patches
 from trimtab.core.site import Site
 
 _FIELDS = (
     *("r", "oft_block_size", "coft", "eps"),
-    *("use_cayley_neumann", "num_cayley_neumann_terms"),
+    *("use_cayley_neumann", "num_cayley_neumann_terms", "peft_version"),
 )
 
 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
-    """There, the series of five terms is what is done where nothing is said."""
+    """There, a series of five terms is what is done where nothing is said; before version 0.18
+    it was another one.
+    """
     terms = config.get("num_cayley_neumann_terms", 5)
+    version = str(config.get("peft_version") or "0.0").split(".")
+    if config.get("use_cayley_neumann", True) and [int(one) for one in version[:2]] < [0, 18]:
+        raise InputError("oft: use_cayley_neumann of a file from before peft_version 0.18")
     blocks = config.get("r", 0)
     return {
         "blocks": blocks,
@@ -47,7 +53,11 @@ def _write(method: Any) -> dict[str, Any]:
         "coft": method.eps > 0,
         **({"eps": method.eps} if method.eps > 0 else {}),
         "use_cayley_neumann": method.neumann > 0,
-        **({"num_cayley_neumann_terms": method.neumann} if method.neumann > 0 else {}),
+        **(
+            {"num_cayley_neumann_terms": method.neumann, "peft_version": "0.18.0"}
+            if method.neumann
+            else {}
+        ),
     }
 
 
@@ -69,7 +79,6 @@ class OFT(Transform):
         peft_type="OFT",
         tensors={"S": "oft_R.weight"},
         fields={"share": "block_share", "dropout": "module_dropout"},
-        transposed=True,
         biases="oft_only",
         at={"embedding": {"S": "oft_embedding_R.weight"}, "conv": {"S": "oft_R.weight"}},
         patterns=(),

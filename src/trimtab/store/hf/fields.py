@@ -13,6 +13,8 @@ from trimtab.store.native import saved_method
 
 CONFIG = "adapter_config.json"
 TOKENS = "trainable_token_indices"
+BIASES, ROWS = "bitfit", "tokens"
+"""What acts beside a method there: our names of it."""
 _HARMLESS = {
     *("auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode"),
     *("megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision", "task_type"),

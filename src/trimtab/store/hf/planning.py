@@ -11,12 +11,12 @@ from torch import nn
 
 from trimtab.core.errors import InputError, SiteNotFound
 from trimtab.core.method import Method
+from trimtab.core.registry import lookup
 from trimtab.core.site import Site
 from trimtab.match import sites
-from trimtab.methods.bitfit import BitFit
 from trimtab.methods.whole import Whole
 from trimtab.store.hf.defaults import feedforward, targets
-from trimtab.store.hf.fields import CONFIG, STARTS, arguments, chosen, is_off
+from trimtab.store.hf.fields import BIASES, CONFIG, STARTS, arguments, chosen, is_off
 from trimtab.store.hf.targets import heads, is_target, linears, modules, names
 
 Pairs = list[tuple[Site, Method]]
@@ -52,7 +52,7 @@ def plan(config: Any, model: nn.Module) -> Pairs:
                 raise InputError(f"{method.name} cannot act at {site.name!r}: {reason}")
             pairs.append((site, method))
         if _shifted(fields, site, targeted):
-            pairs.append((site, BitFit()))
+            pairs.append((site, lookup(BIASES)()))
     if not any(isinstance(method, cls) for _, method in pairs):
         raise SiteNotFound(
             f"{CONFIG}: no module matches target_modules={fields.get('target_modules')!r}"
@@ -113,8 +113,8 @@ def _orientation(fields: Mapping[str, Any], site: Site) -> dict[str, str]:
 def _shifted(fields: Mapping[str, Any], site: Site, targeted: bool) -> bool:
     """Whether the site's bias trains."""
     if targeted and fields.get("lora_bias"):
-        if reason := BitFit().accepts(site):
+        if reason := lookup(BIASES)().accepts(site):
             raise InputError(f"{CONFIG}: lora_bias cannot act at {site.name!r}: {reason}")
         return True
     everywhere = fields.get("bias") == "all" or (targeted and fields.get("bias") == "lora_only")
-    return everywhere and BitFit().accepts(site) is None
+    return everywhere and lookup(BIASES)().accepts(site) is None

@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from trimtab.core.errors import AdapterMismatch, InputError
 from trimtab.core.method import Method, Names
+from trimtab.core.registry import lookup
 from trimtab.core.site import Site
-from trimtab.methods.bitfit import BitFit
-from trimtab.methods.tokens import Tokens
 from trimtab.methods.whole import Whole
 from trimtab.place import build
 from trimtab.store import native
 from trimtab.store.files import parse_json, read_json, read_metadata, read_tensors
 from trimtab.store.hf import pruned
-from trimtab.store.hf.fields import CONFIG, TOKENS, arguments, chosen
+from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, TOKENS, arguments, chosen
 from trimtab.store.hf.renames import Renames
 from trimtab.store.hf.targets import is_target, linears, modules, saved, token_ids
 
@@ -114,7 +113,7 @@ class _Reading:
             rows = token_ids(self.config, path, site)
             if rows is None:
                 raise AdapterMismatch(f"{CONFIG}: {TOKENS} says nothing of {path!r}")
-            self._put(site, native.saved_method(Tokens.name, {"rows": rows}), "t", tensor)
+            self._put(site, native.saved_method(ROWS, {"rows": rows}), "t", tensor)
         elif leaf == self.names.shift and self.config.get("lora_bias"):
             self.shifts.append((path, site, tensor, True))
         elif whole:
@@ -185,7 +184,7 @@ class _Reading:
             before = found[site.name][1] if site.name in found else torch.zeros_like(shift)
             found[site.name] = (site, before + shift)
         for site, shift in found.values():
-            self._put(site, BitFit(), "c", shift)
+            self._put(site, lookup(BIASES)(), "c", shift)
 
     def restore(self, model: nn.Module) -> None:
         """What the file leaves out, because it follows from the configuration."""
@@ -211,7 +210,7 @@ class _Reading:
             taken = {method.name for at, method in self.pairs.values() if at.name == site.name}
             kind = site.geometry.kind
             acts = kind in self.cls.kinds and self.names.tensors_at(kind)
-            if taken - {BitFit.name, Tokens.name if self.names.tokens else ""} or not acts:
+            if taken - {BIASES, ROWS if self.names.tokens else ""} or not acts:
                 continue
             if any(
                 is_target(self.config, name, all_linear)
@@ -229,7 +228,7 @@ class _Reading:
         for path, site in self.known.items():
             here = {name for at, name in self.pairs if at == site.name}
             due = everywhere or (at_targets and self.cls.name in here)
-            if due and not here & {BitFit.name, Whole.name} and not BitFit().accepts(site):
+            if due and not here & {BIASES, Whole.name} and not lookup(BIASES)().accepts(site):
                 raise AdapterMismatch(
                     f"adapter {self.adapter!r} misses the bias of {path!r}, which was trained "
                     f"(bias={self.config.get('bias')!r})"

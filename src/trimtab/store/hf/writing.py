@@ -15,14 +15,11 @@ from trimtab.core.adapter import Adapter
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method, Names
 from trimtab.core.site import Geometry
-from trimtab.methods.bitfit import BitFit
-from trimtab.methods.tokens import Tokens
 from trimtab.methods.whole import Whole
 from trimtab.store import native
 from trimtab.store.files import write_json, write_tensors
 from trimtab.store.hf import pruned
-from trimtab.store.hf.fields import CONFIG
-from trimtab.store.hf.fields import TOKENS as TOKENS_FIELD
+from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, TOKENS
 from trimtab.store.hf.reading import PREFIX, REMEMBERED, ROOT, TENSORS, TOKEN_LEAF
 
 _TASKS = {
@@ -39,12 +36,12 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
     """The adapter in HF PEFT's format, or an `InputError` that says what that format cannot
     hold.
     """
-    beside = {Whole.name, BitFit.name}
+    beside = {Whole.name, BIASES}
     acting = {site: method for site, method in adapter.entries if method.name not in beside}
     kinds = {method.name for method in acting.values()}
     if len(kinds) > 1:  # whose configuration may name tokens
-        acting = {site: method for site, method in acting.items() if method.name != Tokens.name}
-        tokens = kinds & {Tokens.name}
+        acting = {site: method for site, method in acting.items() if method.name != ROWS}
+        tokens = kinds & {ROWS}
         kinds -= tokens if all(one.hf and one.hf.tokens for one in acting.values()) else set()
     if len(kinds) != 1 or (names := next(iter(acting.values())).hf) is None:
         every = {method.name for _, method in adapter.entries} - {Whole.name}
@@ -62,7 +59,7 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
 def _tensors(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> dict[str, Tensor]:
     tensors = {}
     for site, delta in adapter.deltas():
-        if delta.method.name == BitFit.name:
+        if delta.method.name == BIASES:
             bias = adapter.hosts[site].base.bias.detach()
             where = f"{site}.base_layer" if site in acting else site
             tensors[f"{PREFIX}{where}.bias"] = (bias.float() + delta.get_parameter("c")).detach()
@@ -80,7 +77,8 @@ def _tensors(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> di
             theirs = names.tensors_at(geometry.kind).get(own)
             at = delta.site
             part = at.rows is not None or at.parameter is not None
-            if theirs is None or geometry.groups > 1 or part:
+            stored = geometry.kind == "linear" and geometry.transposed and not names.transposed
+            if theirs is None or geometry.groups > 1 or part or stored:
                 raise InputError(
                     f"{site!r} ({geometry.kind}) cannot be written in HF PEFT's format, which "
                     f"holds no {delta.method.name} there; use format='trimtab'"
@@ -118,7 +116,7 @@ def _config(
         "task_type": _task_type(model, whole),
         "inference_mode": True,
         "target_modules": _target_modules(model, acting),
-        "modules_to_save": _tops(model, whole) or None,
+        **({"modules_to_save": _tops(model, whole)} if whole else {}),
         **{theirs: getattr(usual, own) for own, theirs in names.fields.items()},
         **(names.more.write(usual) if names.more else {}),
         **names.flags,
@@ -152,7 +150,7 @@ def _config(
 
 def _biases(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> dict[str, str]:
     """Which biases train: there it is none, those of the targets, or all."""
-    shifted = {site for site, method in adapter.entries if method.name == BitFit.name}
+    shifted = {site for site, method in adapter.entries if method.name == BIASES}
     if not shifted:
         return {}
     if names.biases is None:
@@ -170,10 +168,10 @@ def _tokens(adapter: Adapter, acting: Mapping[str, Method]) -> dict[str, Any]:
     """The rows of embeddings that train beside the method."""
     found = {}
     for site, delta in adapter.deltas():
-        if isinstance(delta.method, Tokens) and site not in acting:
+        if delta.method.name == ROWS and site not in acting:
             rows = delta.method.rows
             found[site] = list(range(len(delta.tensors()["t"])) if rows is None else rows)
-    return {TOKENS_FIELD: found} if found else {}
+    return {TOKENS: found} if found else {}
 
 
 def _differing(acting: Mapping[str, Method], usual: Method, own: str) -> dict[str, Any]:
