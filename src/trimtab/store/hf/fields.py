@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from trimtab.core.errors import InputError
-from trimtab.core.method import Method, Names
+from trimtab.core.method import Method, Names, Prefix, Prompt
 from trimtab.core.registry import methods
 from trimtab.store.native import saved_method
 
@@ -25,6 +25,8 @@ _SITES = {
     *("modules_to_save", "feedforward_modules", "rank_pattern", "alpha_pattern"),
     TOKENS,
 }
+SIZES = {"token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"}
+"""What a prompt's or prefix's configuration says of the model."""
 STARTS: dict[str, tuple[Any, ...]] = {
     "init_lora_weights": (True, "gaussian", "orthogonal"),
     "init_ia3_weights": (True,),
@@ -116,6 +118,8 @@ def layer_patterns(config: Mapping[str, Any]) -> list[str]:
 
 def _refuse_unknown(config: Mapping[str, Any], cls: type[Method], names: Names) -> None:
     understood = _HARMLESS | _understood(names)
+    if issubclass(cls, Prompt | Prefix):
+        understood |= SIZES
     for field, value in config.items():
         at_start = any(value == one for one in STARTS.get(field, ()))
         if field in understood or at_start or is_off(value):

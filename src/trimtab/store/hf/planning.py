@@ -22,12 +22,24 @@ from trimtab.store.hf.targets import heads, is_target, linears, modules, names
 Pairs = list[tuple[Site, Method]]
 
 
+_PROMPTS = {
+    "PROMPT_TUNING": "trimtab.PromptTuning(length=…, start=…)",
+    "P_TUNING": "trimtab.PTuning(length=…, encoder=…)",
+    "PREFIX_TUNING": "trimtab.PrefixTuning(length=…, projection=…)",
+}
+
+
 def plan(config: Any, model: nn.Module) -> Pairs:
     """(site, method) for all the sites that HF PEFT would choose, in the model's order.
 
     `config` is an object with a `peft_type`, such as `peft.LoraConfig(...)`, or its fields.
     """
     fields = _fields(config)
+    if fields.get("peft_type") in _PROMPTS:
+        raise InputError(
+            f"{CONFIG}: a new adapter of {fields['peft_type']} is attached as "
+            f"{_PROMPTS[fields['peft_type']]}, which says where its prompt starts"
+        )
     _complete(fields, model)
     cls, named = chosen(fields)
     for field, allowed in STARTS.items():

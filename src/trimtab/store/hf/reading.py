@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.errors import AdapterMismatch, InputError
-from trimtab.core.method import Method, Names
+from trimtab.core.method import Method, Names, Prefix, Prompt
 from trimtab.core.registry import lookup
 from trimtab.core.site import Site
 from trimtab.methods.whole import Whole
 from trimtab.place import build
 from trimtab.store import native
 from trimtab.store.files import parse_json, read_json, read_metadata, read_tensors
-from trimtab.store.hf import pruned
+from trimtab.store.hf import prompts, pruned
 from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, TOKENS, arguments, chosen
 from trimtab.store.hf.renames import Renames
 from trimtab.store.hf.targets import is_target, linears, modules, saved, token_ids
@@ -61,6 +61,8 @@ def interpret(
 ) -> tuple[Pairs, dict[str, Tensor]]:
     """(site, method) pairs, and the tensors under Trimtab's names."""
     cls, names = chosen(config)
+    if issubclass(cls, Prompt | Prefix):
+        return prompts.interpret(config, tensors, (cls, names), model, known, adapter)
     wholes = {id(site) for site in modules(known.values())}
     known = {path: site for path, site in known.items() if id(site) in wholes}
     reading = _Reading(config, cls, names, known, Renames(model), adapter)

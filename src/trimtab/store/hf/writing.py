@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from trimtab.core.adapter import Adapter
 from trimtab.core.errors import InputError
-from trimtab.core.method import Method, Names
+from trimtab.core.method import Method, Names, Prefix, Prompt
 from trimtab.core.site import Geometry
 from trimtab.methods.whole import Whole
 from trimtab.store import native
 from trimtab.store.files import write_json, write_tensors
-from trimtab.store.hf import pruned
+from trimtab.store.hf import prompts, pruned
 from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, TOKENS
 from trimtab.store.hf.reading import PREFIX, REMEMBERED, ROOT, TENSORS, TOKEN_LEAF
 
@@ -50,10 +50,47 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
             "written in HF PEFT's format, which holds one method that it knows; use "
             "format='trimtab'"
         )
-    config = _config(model, adapter, acting, names)
+    if isinstance(next(iter(acting.values())), Prompt | Prefix):
+        tensors, config = _prompts(model, adapter, acting, names)
+    else:
+        config = _config(model, adapter, acting, names)
+        tensors = _tensors(adapter, acting, names)
     remembered = json.dumps({"name": adapter.name, "base": native.base(model, adapter)})
-    write_tensors(folder / TENSORS, _tensors(adapter, acting, names), {REMEMBERED: remembered})
+    write_tensors(folder / TENSORS, tensors, {REMEMBERED: remembered})
     write_json(folder / CONFIG, dict(sorted(config.items())))
+
+
+def _prompts(
+    model: nn.Module, adapter: Adapter, acting: Mapping[str, Method], names: Names
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if any(method.name == BIASES for _, method in adapter.entries):
+        raise InputError(f"HF PEFT's {names.peft_type} files hold no biases; use format='trimtab'")
+    task = _task_type(model, ["."])
+    tensors, sizes = prompts.write(model, adapter, names, task)
+    method = next(iter(acting.values()))
+    return tensors, {
+        **_about(model, names, task),
+        **sizes,
+        **_plain(method, names),
+    }
+
+
+def _about(model: nn.Module, names: Names, task: str | None) -> dict[str, Any]:
+    return {
+        "peft_type": names.peft_type,
+        "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None),
+        "task_type": task,
+        "inference_mode": True,
+    }
+
+
+def _plain(method: Method, names: Names) -> dict[str, Any]:
+    """A method's hyper-parameters under their names there."""
+    return {
+        **{theirs: getattr(method, own) for own, theirs in names.fields.items()},
+        **(names.more.write(method) if names.more else {}),
+        **names.flags,
+    }
 
 
 def _tensors(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> dict[str, Tensor]:
@@ -111,15 +148,10 @@ def _config(
     whole = [site for site, method in adapter.entries if method.name == Whole.name]
     usual = Counter(acting.values()).most_common(1)[0][0]
     config: dict[str, Any] = {
-        "peft_type": names.peft_type,
-        "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None),
-        "task_type": _task_type(model, whole),
-        "inference_mode": True,
+        **_about(model, names, _task_type(model, whole)),
         "target_modules": _target_modules(model, acting),
         **({"modules_to_save": _tops(model, whole)} if whole else {}),
-        **{theirs: getattr(usual, own) for own, theirs in names.fields.items()},
-        **(names.more.write(usual) if names.more else {}),
-        **names.flags,
+        **_plain(usual, names),
         **_biases(adapter, acting, names),
         **_tokens(adapter, acting),
     }
