@@ -95,13 +95,9 @@ CONFIGURATIONS: dict[str, tuple[str, Any]] = {
     "ln gpt2": ("gpt2", LNTuningConfig(target_modules=["ln_1", "ln_f"])),
     "ln llama": ("llama", LNTuningConfig(task_type="CAUSAL_LM")),
     "ln t5": ("t5", LNTuningConfig(target_modules=["layer_norm"])),
-    "tokens bert": ("bert", TrainableTokensConfig(token_indices=[3, 17, 4])),
+    "tokens bert": ("bert", TrainableTokensConfig(token_indices=list(range(40, 4, -1)))),
     "tokens gpt2, tied": ("gpt2", TrainableTokensConfig(token_indices=[3, 17])),
     "tokens llama": ("llama", TrainableTokensConfig(token_indices=list(range(40)))),
-    "tokens t5": (
-        "t5",
-        TrainableTokensConfig(target_modules=["shared"], token_indices=list(range(20))),
-    ),
     "tokens beside lora": (
         "llama",
         LoraConfig(target_modules=["q_proj"], trainable_token_indices=list(range(40))),

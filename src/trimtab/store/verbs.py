@@ -18,7 +18,7 @@ from trimtab.core.method import Selection
 from trimtab.core.site import Site
 from trimtab.match import sites
 from trimtab.place import Built, build, place
-from trimtab.store import compositions, fingerprint, hf, native
+from trimtab.store import adapterhub, compositions, fingerprint, hf, native
 
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
@@ -104,6 +104,10 @@ def load(
         )
     if (folder / native.CONFIG).exists():
         adapter = _load_native(model, folder, name, force)
+    elif adapterhub.holds(folder):
+        saved = adapterhub.read(folder)
+        pairs, tensors = adapterhub.interpret(saved, _known(model))
+        adapter = place_read(model, name or saved.name, pairs, tensors)
     elif (folder / hf.CONFIG).exists():
         adapter = _load_hf(model, folder, name, force)
     else:

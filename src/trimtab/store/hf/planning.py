@@ -16,8 +16,9 @@ from trimtab.core.site import Site
 from trimtab.match import sites
 from trimtab.methods.whole import Whole
 from trimtab.store.hf.defaults import feedforward, targets
-from trimtab.store.hf.fields import BIASES, CONFIG, STARTS, arguments, chosen, is_off
-from trimtab.store.hf.targets import heads, is_target, linears, modules, names
+from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, STARTS, arguments, chosen, is_off
+from trimtab.store.hf.targets import heads, is_target, linears, modules, names, tied, token_ids
+from trimtab.store.native import saved_method
 
 Pairs = list[tuple[Site, Method]]
 
@@ -60,9 +61,14 @@ def plan(config: Any, model: nn.Module) -> Pairs:
         if targeted:
             at_site = _orientation(fields, site) if named.oriented else {}
             method = arguments(fields, cls, named, site.name, **at_site)
+            if cls.name == ROWS:
+                pairs += _rows(site, fields.get("token_indices"), known)
+                continue
             if reason := method.accepts(site):
                 raise InputError(f"{method.name} cannot act at {site.name!r}: {reason}")
             pairs.append((site, method))
+        if rows := token_ids(fields, site.name, site):
+            pairs += _rows(site, rows, known)
         if _shifted(fields, site, targeted):
             pairs.append((site, lookup(BIASES)()))
     if not any(isinstance(method, cls) for _, method in pairs):
@@ -70,6 +76,13 @@ def plan(config: Any, model: nn.Module) -> Pairs:
             f"{CONFIG}: no module matches target_modules={fields.get('target_modules')!r}"
         )
     return pairs
+
+
+def _rows(site: Site, rows: Any, known: list[Site]) -> Pairs:
+    """Tokens of an embedding, at all that is tied to it."""
+    every = tied(site, known)
+    method = saved_method(ROWS, {"rows": rows, "tied": len(every) > 1})
+    return [(one, method) for one in every]
 
 
 def _fields(config: Any) -> dict[str, Any]:
@@ -91,6 +104,8 @@ def _plain(value: Any) -> Any:
 def _complete(fields: dict[str, Any], model: nn.Module) -> None:
     """What HF PEFT fills in by itself: the head to be trained, and targets by the model's type."""
     kind = str(getattr(getattr(model, "config", None), "model_type", None))
+    if fields.get("peft_type") == "TRAINABLE_TOKENS" and fields.get("target_modules") is None:
+        fields["target_modules"] = [site.name for site in sites(model) if "embedding" in site.roles]
     if fields.get("target_modules") is None:
         fields["target_modules"] = targets(str(fields.get("peft_type")), kind)
     if "feedforward_modules" in fields and fields["feedforward_modules"] is None:

@@ -21,7 +21,7 @@ from trimtab.store.files import parse_json, read_json, read_metadata, read_tenso
 from trimtab.store.hf import prompts, pruned
 from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, TOKENS, arguments, chosen
 from trimtab.store.hf.renames import Renames
-from trimtab.store.hf.targets import is_target, linears, modules, saved, token_ids
+from trimtab.store.hf.targets import is_target, linears, modules, saved, tied, token_ids
 
 TENSORS = "adapter_model.safetensors"
 _SECOND = (".original_module", ".modules_to_save")
@@ -105,7 +105,9 @@ class _Reading:
         if whole and self.config.get("bias") == "all" and path.endswith(_SECOND):
             return  # with bias="all" a saved module's bias is written three times
         site = self._site(key, path)
-        if ours and leaf in self.names.tensors_at(site.geometry.kind):
+        if ours and self.cls.name == ROWS:
+            self._rows(site, self.config.get("token_indices"), tensor)
+        elif ours and leaf in self.names.tensors_at(site.geometry.kind):
             tensor = self._shaped(site, leaf, tensor)
             oriented = self._orientation(tensor)
             method = arguments(self.config, self.cls, self.names, path, **oriented)
@@ -115,7 +117,7 @@ class _Reading:
             rows = token_ids(self.config, path, site)
             if rows is None:
                 raise AdapterMismatch(f"{CONFIG}: {TOKENS} says nothing of {path!r}")
-            self._put(site, native.saved_method(ROWS, {"rows": rows}), "t", tensor)
+            self._rows(site, rows, tensor)
         elif leaf == self.names.shift and self.config.get("lora_bias"):
             self.shifts.append((path, site, tensor, True))
         elif whole:
@@ -126,6 +128,25 @@ class _Reading:
             raise AdapterMismatch(
                 f"adapter {self.adapter!r} has a tensor {key!r} that belongs to no site"
             )
+
+    def _rows(self, site: Site, rows: Any, tensor: Tensor) -> None:
+        """Tokens of an embedding act at all that is tied to it, too; there, files of tokens alone
+        hold them twice.
+        """
+        every = tied(site, self.known.values())
+        if len(every) == 1:
+            self._put(site, native.saved_method(ROWS, {"rows": rows}), "t", tensor)
+            return
+        key = f"shared.{ROWS}.t"
+        if key in self.tensors and not torch.equal(self.tensors[key], tensor):
+            raise AdapterMismatch(
+                f"adapter {self.adapter!r}: the tokens of {site.name!r} differ from those that it "
+                "is tied to"
+            )
+        for one in every:
+            method = native.saved_method(ROWS, {"rows": rows, "tied": True})
+            self.pairs.setdefault((one.name, ROWS), (one, method))
+        self.tensors[key] = tensor
 
     def _site(self, key: str, path: str) -> Site:
         site = self.known.get(path) or self.known.get(self.renames.current(path))

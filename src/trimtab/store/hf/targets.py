@@ -46,6 +46,16 @@ def saved(path: str, modules: Iterable[str]) -> bool:
     return any(top.endswith(module) for top in tops for module in modules)
 
 
+def tied(site: Site, known: Iterable[Site]) -> list[Site]:
+    """The sites that hold the same tensor. An embedding whose copies are called in its place is
+    none itself.
+    """
+    every = {one.name: one for one in known if getattr(one.module, "weight", None) is site.weight}
+    embeds = [one for one in every.values() if one.geometry.kind == "embedding"]
+    unused = {one.name for one in embeds if len(embeds) > 1 and "." not in one.name}
+    return [one for name, one in every.items() if name not in unused]
+
+
 def token_ids(config: Mapping[str, Any], path: str, site: Site) -> list[int] | None:
     """The rows of this module that `trainable_token_indices` names; alone, they are the input
     embedding's.

@@ -126,6 +126,12 @@ def _tensors(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> di
     for shared in adapter.shared.values():
         for own, theirs in names.common.items():
             tensors[f"{ROOT}{theirs}"] = shared.tensors()[own]
+    for site, delta in adapter.deltas():
+        if delta.method.name == ROWS and delta.shared is not None:
+            embeds = adapter.hosts[site].geometry.kind == "embedding"
+            leaf = TOKEN_LEAF if site not in acting else TOKEN_LEAF.rpartition(".")[2]
+            if embeds or site in acting:
+                tensors[f"{PREFIX}{site}.{leaf}"] = delta.shared.tensors()["t"].clone()
     return tensors
 
 
@@ -201,8 +207,10 @@ def _tokens(adapter: Adapter, acting: Mapping[str, Method]) -> dict[str, Any]:
     found = {}
     for site, delta in adapter.deltas():
         if delta.method.name == ROWS and site not in acting:
-            rows = delta.method.rows
-            found[site] = list(range(len(delta.tensors()["t"])) if rows is None else rows)
+            geometry = adapter.hosts[site].geometry
+            rows = delta.method.rows  # type: ignore[attr-defined]
+            if geometry.kind == "embedding":
+                found[site] = list(range(geometry.in_features) if rows is None else rows)
     return {TOKENS: found} if found else {}
 
 
@@ -228,7 +236,10 @@ def _refuse_mixed(acting: Mapping[str, Method], usual: Method, names: Names) -> 
 
 def _target_modules(model: nn.Module, acting: Mapping[str, Method]) -> list[str] | str:
     """Full names; as one regular expression where a name is also the end of another module's."""
-    names = list(acting)
+    names = [site for site, method in acting.items() if not getattr(method, "tied", False)]
+    if not names:  # what is tied to an embedding follows it there
+        embedding = model.get_input_embeddings()
+        names = [name for name, module in model.named_modules() if module is embedding]
     endings = tuple(f".{name}" for name in names)
     if any(name.endswith(endings) and name not in acting for name, _ in model.named_modules()):
         return "|".join(re.escape(name) for name in names)
