@@ -130,7 +130,9 @@ def read(folder: str | Path) -> Saved:
 
 _ACTIVATIONS = {
     **{name: name for name in ("relu", "tanh", "gelu", "silu")},
-    "swish": "silu", "leakyrelu": "leaky_relu", "linear": "identity",
+    "swish": "silu",
+    "leakyrelu": "leaky_relu",
+    "linear": "identity",
 }
 _NAMES = {"D": "D", "D_bias": "d", "U": "U", "U_bias": "u"}
 
@@ -166,8 +168,8 @@ def _method(fields: Mapping[str, Any]) -> Method:
     what it takes, and is added before the block's own norm.
     """
     parallel = fields["is_parallel"]
-    for field, value in {"original_ln_before": parallel, "original_ln_after": True}.items():
-        if not parallel and fields[field] is not value:
+    for field, value in {"original_ln_before": False, "original_ln_after": True}.items():
+        if fields[field] is not value:
             raise InputError(
                 f"{CONFIG}: {field}={fields[field]!r}: a bottleneck that reads behind the block's "
                 f"norm, or is added behind it, has no equal here; {field} must be {value}"

@@ -87,7 +87,11 @@ _NORMS = {
 }
 _TABLES = {
     **dict.fromkeys(("LORA", "LOHA", "OFT"), _ATTENTION),
-    "VERA": {"q_proj v_proj": "phi", **_ATTENTION},
+    "VERA": {
+        **_ATTENTION,
+        "q_proj v_proj fc1 fc2": "",
+        "q_proj v_proj": f"{_ATTENTION['q_proj v_proj']} phi",
+    },
     "IA3": _SCALED,
     "ADALORA": _ALLOTTED,
     "LN_TUNING": _NORMS,
