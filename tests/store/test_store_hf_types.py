@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cases
 import more_models
+import peft
 import pytest
-from both_ways import Writes, there_and_back
+import torch
+from both_ways import Writes, by_peft, loaded, there_and_back
 from peft import (
     AdaLoraConfig,
     LNTuningConfig,
@@ -17,6 +20,9 @@ from peft import (
     TrainableTokensConfig,
     VeraConfig,
 )
+from safetensors.torch import load_file
+
+import trimtab
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning"),
@@ -137,3 +143,109 @@ PLACES = {"target_modules", "modules_to_save", "rank_pattern", "base_model_name_
     *("task_type", "inference_mode", "total_step", "trainable_token_indices", "peft_version"),
 }
 """What says the same in other words, or depends on how it was made."""
+
+
+@pytest.mark.filterwarnings("ignore:Adapter .default.: . LoRA tensor")
+def test_what_adalora_pruned(tmp_path: Path) -> None:
+    """Trained there until triplets are masked: the file holds those left, and which they are."""
+    bert = more_models.by_name("bert")
+    config = AdaLoraConfig(
+        **{**ADALORA, "total_step": 4}, tfinal=1, deltaT=1, target_modules=["query", "dense"]
+    )
+    theirs = peft.get_peft_model(bert.model(), config)
+    optimizer = torch.optim.SGD([p for p in theirs.parameters() if p.requires_grad], lr=0.5)
+    for step in range(1, 5):
+        theirs(**bert.batch()).loss.backward()
+        optimizer.step()
+        theirs.base_model.update_and_allocate(step)
+        optimizer.zero_grad()
+    theirs.eval().save_pretrained(tmp_path / "theirs")
+    kept = load_file(tmp_path / "theirs" / "adapter_model.safetensors")
+    assert any(tensor.shape[0] < 4 for key, tensor in kept.items() if key.endswith("lora_A"))
+    model = loaded(tmp_path / "theirs", bert)
+    expected = cases.logits(theirs, bert.batch())
+    torch.testing.assert_close(cases.logits(model, bert.batch()), expected, rtol=1e-5, atol=1e-5)
+    ours = trimtab.save(model, tmp_path / "ours", format="peft")
+    written = load_file(ours / "adapter_model.safetensors")
+    assert written.keys() == kept.keys()
+    for key, tensor in kept.items():
+        assert torch.equal(tensor, written[key])
+    one, other = (
+        json.loads((tmp_path / name / "adapter_config.json").read_text())["rank_pattern"]
+        for name in ("theirs", "ours")
+    )
+    assert one == other
+    there = cases.logits(by_peft(ours, bert), bert.batch())
+    torch.testing.assert_close(there, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pattern", [[True], [1, 1, 1, 1], "all", None])
+def test_a_broken_mask(pattern: Any, peft_writes: Writes) -> None:
+    bert = more_models.by_name("bert")
+    config = AdaLoraConfig(target_modules=["query"], **ADALORA)
+    folder = peft_writes(bert, config).folder
+    path = folder / "adapter_config.json"
+    name = "bert.encoder.layer.0.attention.self.query.lora_E"
+    saved = {**json.loads(path.read_text()), "rank_pattern": {name: pattern}}
+    path.write_text(json.dumps(saved))
+    with pytest.raises(trimtab.InputError, match="must be 4 times true or false"):
+        trimtab.load(bert.model(), folder)
+
+
+REFUSED: dict[str, tuple[str, Any, str | list[str] | None, str]] = {
+    "oft, stored the other way": ("gpt2", trimtab.OFT(), "c_attn", "cannot be written"),
+    "two seeds": (
+        "bert",
+        {"query": trimtab.VeRA(rank=4), "value": trimtab.VeRA(rank=4, seed=1)},
+        None,
+        "one seed for all sites",
+    ),
+    "lora beside dora": (
+        "bert",
+        {"query": trimtab.LoRA(), "value": trimtab.DoRA()},
+        None,
+        r"\(dora, lora\) cannot be written",
+    ),
+    "tokens beside vera": (
+        "bert",
+        {"query": trimtab.VeRA(rank=4), "embedding": trimtab.Tokens(rows=(3,))},
+        None,
+        r"\(tokens, vera\) cannot be written",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "method", "to", "match"), REFUSED.values(), ids=list(REFUSED))
+def test_what_their_files_cannot_hold(
+    name: str, method: Any, to: Any, match: str, tmp_path: Path
+) -> None:
+    model = more_models.by_name(name).model()
+    trimtab.attach(model, method, to)
+    with pytest.raises(trimtab.InputError, match=match):
+        trimtab.save(model, tmp_path / "new", format="peft")
+    assert not (tmp_path / "new").exists()
+
+
+UNFIT: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a pattern of ranks": ("vera", {"rank_pattern": {"query": 3}}, "rank_pattern=.* no equal"),
+    "one term": ("oft", {"num_cayley_neumann_terms": 1}, "neumann must be 0 or at least 2"),
+    "terms in words": ("oft", {"num_cayley_neumann_terms": "five"}, "neumann must be int"),
+    "alpha in words": ("adalora", {"lora_alpha": "much"}, "one is no number"),
+}
+
+
+@pytest.mark.parametrize(("kind", "fields", "match"), UNFIT.values(), ids=list(UNFIT))
+def test_fields_that_do_not_fit(
+    kind: str, fields: dict[str, Any], match: str, peft_writes: Writes
+) -> None:
+    config = {
+        "vera": VeraConfig(target_modules=["query"], r=4),
+        "oft": OFTConfig(target_modules=["query"]),
+        "adalora": AdaLoraConfig(target_modules=["query"], **ADALORA),
+    }[kind]
+    bert = more_models.by_name("bert")
+    folder = peft_writes(bert, config).folder
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    with pytest.raises(trimtab.InputError, match=match):
+        trimtab.load(bert.model(), folder)

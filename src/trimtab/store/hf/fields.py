@@ -25,6 +25,8 @@ _SITES = {
     *("modules_to_save", "feedforward_modules", "rank_pattern", "alpha_pattern"),
     TOKENS,
 }
+_CHANGING = {"pissa", "olora", "loftq", "corda"}
+"""Starts that take from the base what they put into the adapter."""
 SIZES = {"token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"}
 """What a prompt's or prefix's configuration says of the model."""
 STARTS: dict[str, tuple[Any, ...]] = {
@@ -128,6 +130,11 @@ def _refuse_unknown(config: Mapping[str, Any], cls: type[Method], names: Names) 
             continue
         if field == "lora_bias" and value is True and names.shift is not None:
             continue
+        if field in STARTS and str(value).partition("_")[0] in _CHANGING:
+            raise InputError(
+                f"{CONFIG}: {field}={value!r} starts from another base than the model's own, which "
+                "the file does not hold; convert the adapter to plain LoRA where it was made"
+            )
         raise InputError(
             f"{CONFIG}: {field}={value!r} has no equal in {cls.name}; such a file cannot be used "
             "here without changing what the adapter does"
@@ -156,12 +163,15 @@ def arguments(
 ) -> Method:
     """The method at one site: patterns override the common values."""
     values = {own: config[theirs] for own, theirs in names.fields.items() if theirs in config}
-    try:
-        values |= names.more.read(config) if names.more else {}
-    except (TypeError, ValueError):
-        raise InputError(
-            f"{CONFIG}: the fields {', '.join(names.more.names)} must be numbers"
-        ) from None  # type: ignore[union-attr]
+    if names.more:
+        try:
+            values |= names.more.read(config)
+        except InputError:
+            raise
+        except (TypeError, ValueError, AttributeError):
+            raise InputError(
+                f"{CONFIG}: of the fields {', '.join(names.more.names)} one is no number"
+            ) from None
     for own in names.patterns:
         for one, value in (config.get(f"{own}_pattern") or {}).items():
             if re.match(ending(one), path):
