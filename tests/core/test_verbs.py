@@ -194,7 +194,7 @@ def test_a_host_answers_for_its_base() -> None:
         ("lora", {"alpha": "high"}, "alpha must be float"),
         ("lora", {"rank": 0}, "rank must be at least 1"),
         ("lora", {"dropout": 1.0}, "dropout must lie in"),
-        ("ia3", {"scales": "both"}, "scales is 'auto', 'input' or 'output'"),
+        ("ia3", {"scales": "both"}, "scales must be one of auto, input, output"),
     ],
 )
 def test_wrong_hyper_parameters(name: str, arguments: dict[str, Any], text: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft_prompts import batch, logits, tiny
+from prompted import batch, logits, tiny
 from torch import nn
 
 import trimtab

@@ -8,7 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from peft_prompts import batch, logits, put_prefix, tiny, tokens
+from prompted import batch, logits, put_prefix, tiny, tokens
 
 import trimtab
 

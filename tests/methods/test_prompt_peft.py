@@ -7,7 +7,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from peft_prompts import VOCAB, batch, logits, tiny, tokens
+from prompted import VOCAB, batch, logits, tiny, tokens
 from torch import Tensor
 
 import trimtab

@@ -57,7 +57,7 @@ class Block(Operator):
     def _whole(self, given: Any) -> Any:
         """What the block handed on of its own arguments is handed on as the caller gave it."""
         for narrow, whole in self.replaced:
-            if given is narrow:
+            if given is narrow or _same(given, narrow):
                 return whole
         if self.source is not self and isinstance(given, Tensor):
             raise InputError(
@@ -79,18 +79,20 @@ class Block(Operator):
 
     def narrowed(self, rows: Tensor | None, positions: Tensor | None) -> Operator:
         names = list(inspect.signature(inspect.unwrap(type(self.module).forward)).parameters)[2:]
-        named = {**dict(zip(names, self.args, strict=False)), **self.kwargs}
         cut: dict[str, Any] = {}
         replaced: list[tuple[Any, Any]] = []
-        for name, value in named.items():
-            new = self._of_rows(name, value, rows)
+        for name, value in [*zip(names, self.args, strict=False), *self.kwargs.items()]:
+            new = self._of_rows(value, rows)
             cut[name] = new if positions is None else self._of_positions(name, new, positions)
-            replaced.append((cut[name], value))
-        block = Block(self.module, self.geometry, (), cut)
-        block.source, block.replaced = self.source, [r for r in replaced if r[0] is not None]
+            if new is not None:
+                replaced.append((cut[name], value))
+        # By position what came by position: checkpointing that re-enters detaches those alone.
+        args = tuple(cut.pop(name) for name in names[: len(self.args)])
+        block = Block(self.module, self.geometry, args, cut)
+        block.source, block.replaced = self.source, replaced
         return block
 
-    def _of_rows(self, name: str, value: Any, rows: Tensor | None) -> Any:
+    def _of_rows(self, value: Any, rows: Tensor | None) -> Any:
         if rows is None:
             return value
         return _each(value, lambda t: t if t.shape[0] == 1 or t.ndim < 2 else t[rows])
@@ -111,6 +113,12 @@ class Block(Operator):
             f"{type(self.module).__name__} takes {name!r}, of which it is not known what belongs "
             "to which position: it cannot compute some positions only"
         )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether these are one tensor; checkpointing that re-enters hands on an alias."""
+    both = isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape
+    return both and one.data_ptr() == other.data_ptr()
 
 
 def _each(value: Any, cut: Callable[[Tensor], Tensor]) -> Any:

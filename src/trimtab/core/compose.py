@@ -30,7 +30,8 @@ class Stack:
 
 
 def _finite(weight: Any) -> bool:
-    return isinstance(weight, int | float) and math.isfinite(weight)
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    return number and math.isfinite(weight)
 
 
 @dataclass(frozen=True, init=False)
@@ -80,17 +81,28 @@ def _names(node: Composition) -> Iterator[str]:
     match node:
         case str():
             yield node
-        case Stack(parts=parts) | Route(parts=parts):
+        case Stack(parts=parts) | Route(parts=parts) | Fuse(parts=parts) if not parts:
+            raise InputError(f"{type(node).__name__}() names no adapter")
+        case Route(parts=parts) | Fuse(parts=parts) if not all(isinstance(p, str) for p in parts):
+            raise InputError(f"{type(node).__name__} takes names of adapters, not {parts}")
+        case Stack(parts=parts):
             for part in parts:
                 yield from _names(part)
         case Mix(weights=weights):
             yield from (name for name, _ in weights)
+        case Route(parts=parts):
+            yield from parts
         case Fuse(parts=parts, by=by):
             yield from (*parts, by)
         case _:
             raise InputError(
                 f"a composition is a name, Stack, Mix, Route, Fuse or None, not {node!r}"
             )
+
+
+def routes(node: Composition | None) -> bool:
+    """Whether a call must say which adapter acts on which example."""
+    return isinstance(node, Route) or (isinstance(node, Stack) and any(map(routes, node.parts)))
 
 
 def plain(data: Composition | None) -> Any:

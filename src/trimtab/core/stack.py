@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.call import Call
-from trimtab.core.compose import Fuse, Mix, Route, Stack, over, rows
+from trimtab.core.call import Call, repeated
+from trimtab.core.compose import Fuse, Mix, Route, Stack, over, routes, rows
 from trimtab.core.delta import Delta
 from trimtab.core.errors import InputError
 from trimtab.core.host import Companion, Switch
@@ -47,6 +47,11 @@ class EnterModel:
             if kwargs.get(name) is not None:
                 found[name] = facts(**{name: kwargs[name]})[name]
         kwargs = {k: v for k, v in kwargs.items() if k in self.own or k not in _FACTS}
+        if found.get("route") is not None and not routes(self.switch.composition):
+            raise InputError(
+                f"a route is given, and the active adapters {self.switch.active} are not routed: "
+                "activate Route(…) of them, or leave the route out"
+            )
         ids = kwargs.get("input_ids", args[0] if args else None)
         before = _unlabelled(kwargs.get("labels"), ids)
         self.switch.call, self.switch.inside = Call(**found, unlabelled=before), True
@@ -104,12 +109,13 @@ class EnterStack:
         """Before the first positions: the prompt, with a mask and positions to fit."""
         n = prompt.shape[-2]
         mask, ids = facts.get("attention_mask"), facts.get("position_ids")
-        if isinstance(mask, Tensor):
-            facts["attention_mask"] = _in_front(mask, n)
+        if mask is not None:
+            theirs = _positions(facts) + max(0, past - n)
+            facts["attention_mask"] = _in_front(_flat(mask, facts, theirs), n)
         if not past:
             embeds = self._embeds(stack, facts)
             batch = embeds.shape[0]
-            prompt = prompt.to(embeds).expand(batch, -1, -1) if prompt.ndim == 2 else prompt
+            prompt = repeated(prompt[None] if prompt.ndim == 2 else prompt, batch, "a prompt")
             facts["inputs_embeds"] = torch.cat([prompt.to(embeds), embeds], dim=1)
             _lengthen_cache(facts.get("past_key_values"), n)
             types = facts.get("token_type_ids")
@@ -204,12 +210,23 @@ def _seen(past: Any) -> int:
     return int(length()) if length is not None else 0
 
 
-def _in_front(mask: Tensor, n: int) -> Tensor:
-    if mask.ndim != 2:
-        raise InputError(
-            f"a prompt extends an attention mask (batch, positions), not one of shape "
-            f"{tuple(mask.shape)}"
-        )
+def _flat(mask: Any, facts: Mapping[str, Any], positions: int) -> Any:
+    """For a static cache `generate` writes masks out, (batch, 1, queries, keys), before it knows of
+    a prompt: what the last query may look at is the mask (batch, positions) that they came from."""
+    if not getattr(facts.get("past_key_values"), "is_compileable", False):
+        return mask
+    if isinstance(mask, Mapping):
+        mask = mask.get("full_attention")
+    if not isinstance(mask, Tensor) or mask.ndim == 2:
+        return mask
+    last = mask[:, 0, -1, :positions]
+    return (last if last.dtype == torch.bool else last == 0).long()
+
+
+def _in_front(mask: Any, n: int) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        what = f"one of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask)
+        raise InputError(f"a prompt extends an attention mask (batch, positions), not {what}")
     return torch.cat([mask.new_ones(mask.shape[0], n), mask], dim=1)
 
 

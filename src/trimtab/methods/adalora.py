@@ -2,10 +2,9 @@
 
     W' = W + (alpha / r) P diag(λ ∘ mask) Q,   P (out, r), Q (r, in), λ (r,)
 
-A singular value and its two vectors are a triplet. While training, the triplets that matter least
-to the loss, over all sites together, are masked, until `target` of them a site are left on
-average: some sites keep more, some none. λ starts at zero; P and Q start at small random values,
-and a penalty draws them to be orthogonal.
+While training, the triplets (a value and its two vectors) that matter least to the loss, over all
+sites together, are masked, until `target` a site are left on average. λ starts at zero, P and Q at
+small random values; a penalty draws them to be orthogonal.
 """
 
 from __future__ import annotations
@@ -42,14 +41,12 @@ def _write(method: Any) -> dict[str, Any]:
 class AdaLoRA(Additive):
     """Low-rank updates whose ranks are found while training: from `rank` to `target` on average.
 
-    The budget falls, as a cubic, after the first `tinit` steps and until `tfinal` are left; it is
-    allotted every `interval` steps. `beta1` and `beta2` smooth the importance and its variation;
-    `orthogonality` weighs the penalty. It takes a loop that calls `after_backward` at each step.
-    """
+    The budget falls, as a cubic, after the first `tinit` steps and until `tfinal` are left, every
+    `interval` steps. `beta1` and `beta2` smooth the importance and its variation, `orthogonality`
+    weighs the penalty. It takes a loop that calls `after_backward` at each step."""
 
     name = "adalora"
     paper = "arXiv:2303.10512"
-    learning_rate = 1e-3
     hf: ClassVar[Names | None] = Names(
         peft_type="ADALORA",
         tensors=_NAMES,
@@ -94,19 +91,17 @@ class AdaLoRA(Additive):
             self.require(field, 0 < getattr(self, field) < 1, "lie in (0, 1)")
 
     def init(self, site: Site) -> dict[str, Param]:
-        shapes = {"P": (site.out_features, self.rank), "Q": (self.rank, site.in_features)}
-        p = {name: Param(nn.init.normal_(torch.empty(s), std=0.02)) for name, s in shapes.items()}
+        P, Q = torch.empty(site.out_features, self.rank), torch.empty(self.rank, site.in_features)
+        p = {name: Param(nn.init.normal_(one, std=0.02)) for name, one in {"P": P, "Q": Q}.items()}
         p["E"] = Param(torch.zeros(self.rank))
-        state = {"mask": torch.ones(self.rank)}
+        state = {"mask": Param(torch.ones(self.rank), trained=False)}
         for name, one in p.items():
             for kind in ("mean", "spread"):
-                state[f"{name}_{kind}"] = torch.zeros_like(one.value)
-        return p | {name: Param(value, trained=False) for name, value in state.items()}
+                state[f"{name}_{kind}"] = Param(torch.zeros_like(one.value), trained=False)
+        return p | state
 
-    def _scaled(self, p: Values) -> Tensor:
-        """λ ∘ mask; the gradient is λ's own, so that what is masked may come back."""
-        masked = p.E * p.mask + (p.E - p.E.detach()) * (1 - p.mask)
-        return (self.alpha / self.rank) * masked
+    def _scaled(self, p: Values) -> Tensor:  # the gradient is λ's own: what is masked may come back
+        return self.alpha / self.rank * (p.E - (p.E * (1 - p.mask)).detach())
 
     def delta(self, p: Values) -> Tensor:
         return p.P @ (self._scaled(p)[:, None] * p.Q)
@@ -115,31 +110,20 @@ class AdaLoRA(Additive):
         return linear(linear(x, p.Q) * self._scaled(p), p.P)
 
     def penalty(self, p: Values) -> Tensor | None:
-        if not self.orthogonality:
-            return None
         grams = torch.stack([p.P.mT @ p.P, p.Q @ p.Q.mT])
         off = torch.linalg.matrix_norm(grams - torch.eye(self.rank, device=grams.device))
-        return self.orthogonality * off.mean() / p.total
-
-    def budget(self, step: int, total: int, sites: int) -> int:
-        """How many triplets are left after this step."""
-        start, end = self.rank * sites, self.target * sites
-        if step <= self.tinit:
-            return start
-        left = max(0.0, 1 - (step - self.tinit) / (total - self.tfinal - self.tinit))
-        return int((start - end) * left**3 + end)
+        return self.orthogonality * off.mean() / p.total if self.orthogonality else None
 
     def after_backward(self, sites: Mapping[str, Values], step: int, total: int) -> None:
         last = total - self.tfinal
         if self.tinit >= last:
-            raise InputError(
-                f"adalora: tinit={self.tinit} and tfinal={self.tfinal} leave none of {total} steps"
-            )
+            ends = f"tinit={self.tinit} and tfinal={self.tfinal}"
+            raise InputError(f"adalora: {ends} leave none of {total} steps")
         if step < last:
             self._observe(sites)
         allot = step == last or (self.tinit < step < last and step % self.interval == 0)
         if allot:
-            self._allot(sites, self.budget(step, total, _count(sites)))
+            self._allot(sites, (1 - (step - self.tinit) / (last - self.tinit)) ** 3)
         for p in sites.values():
             p.E.mul_(p.mask)
             if step < last and not allot:
@@ -152,25 +136,20 @@ class AdaLoRA(Additive):
         for p in sites.values():
             for name in "PQE":
                 tensor, mean = p.tensors[name], p.tensors[f"{name}_mean"]
-                now = (
-                    torch.zeros_like(mean) if tensor.grad is None else (tensor * tensor.grad).abs()
-                )
+                now = (tensor * (0 if tensor.grad is None else tensor.grad)).abs()
                 mean.lerp_(now, 1 - self.beta1)
                 p.tensors[f"{name}_spread"].lerp_((now - mean).abs(), 1 - self.beta2)
 
-    def _allot(self, sites: Mapping[str, Values], budget: int) -> None:
-        """Mask all but the `budget` triplets that matter most."""
-        scores = {name: _score(p) for name, p in sites.items()}
-        every = torch.cat([score.flatten() for score in scores.values()])
-        gone = every.numel() - budget
+    def _allot(self, sites: Mapping[str, Values], above: float) -> None:
+        """Mask all triplets but those that matter most: of what lies between the first budget and
+        the last, the share `above` is left."""
+        scores = [_score(p) for p in sites.values()]
+        every = torch.cat([score.flatten() for score in scores])
+        end = self.target * (every.numel() // self.rank)
+        gone = every.numel() - int((every.numel() - end) * above + end)
         least = every.kthvalue(gone).values if gone else every.min() - 1
-        for name, p in sites.items():
-            p.mask.copy_(scores[name] > least)
-
-
-def _count(sites: Mapping[str, Values]) -> int:
-    """The number of matrices: an expert is one."""
-    return sum(p.E[..., 0].numel() for p in sites.values())
+        for score, p in zip(scores, sites.values(), strict=True):
+            p.mask.copy_(score > least)
 
 
 def _score(p: Values) -> Tensor:

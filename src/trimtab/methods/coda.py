@@ -22,8 +22,6 @@ from trimtab.core.method import Param, Values
 from trimtab.core.operator import Operator, linear
 from trimtab.core.site import Site
 
-STEPS = 20
-
 
 @dataclass(frozen=True, kw_only=True)
 class CoDA(Bottleneck):
@@ -39,11 +37,12 @@ class CoDA(Bottleneck):
 
     of: float = 3.0
     epsilon: float = 1.0
+    steps: int = 20
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.of < 1 or self.epsilon <= 0:
-            raise InputError("coda: of must be at least 1, and epsilon above 0")
+        if self.of < 1 or self.epsilon <= 0 or self.steps < 1:
+            raise InputError("coda: of and steps must be at least 1, and epsilon above 0")
 
     def accepts(self, site: Site) -> str | None:
         reason = super().accepts(site)
@@ -77,19 +76,22 @@ class CoDA(Bottleneck):
             scores = scores.masked_fill(mask == 0, -1e4)
         k = math.ceil(x.shape[1] / self.of)
         index = scores.topk(k, dim=1).indices.sort(dim=1).values
-        gates = soft_top_k(scores, k, self.epsilon).gather(1, index)[..., None].to(x.dtype)
+        gates = (
+            soft_top_k(scores, k, self.epsilon, self.steps).gather(1, index)[..., None].to(x.dtype)
+        )
         wide = index[..., None].expand(-1, -1, x.shape[2])
         some = x.gather(1, wide)
         changed = gates * (inner.narrowed(None, index)(some) - some)
         return self.edit(p, x, x.scatter_add(1, wide, changed.to(x.dtype)), call).to(x.dtype)
 
 
-def soft_top_k(scores: Tensor, k: int, epsilon: float) -> Tensor:
-    """λ (batch, n) in [0, 1] of sum k, by ascent of the dual: a for the sum, b for the bounds."""
+def soft_top_k(scores: Tensor, k: int, epsilon: float, steps: int) -> Tensor:
+    """λ (batch, n) in [0, 1] of sum k, by ascent of the dual: a for the sum, b for the bounds. The
+    smaller ε, the more steps it takes."""
     if k >= scores.shape[1]:
         return torch.ones_like(scores)
     b = -scores
-    for _ in range(STEPS):
+    for _ in range(steps):
         a = epsilon * (math.log(k) - torch.logsumexp((scores + b) / epsilon, 1, keepdim=True))
         b = torch.clamp(-scores - a, max=0)
     return torch.exp((scores + a + b) / epsilon)

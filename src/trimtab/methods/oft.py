@@ -3,8 +3,8 @@ arXiv:2306.07280; Cayley-Neumann form, Qiu et al. 2025, arXiv:2506.19847.
 
     W' = W Rᵀ,   R = blocks on the diagonal,   R_i = (I - S_i)(I + S_i)⁻¹,   S_i = -S_iᵀ
 
-The input is rotated, block by block; at an embedding it is the output, W' = Rᵀ W. Rotations keep
-the angles between neurons. S starts at zero, so that the adapted model starts at the base.
+The input is rotated (an embedding's output, W' = Rᵀ W), which keeps the angles between neurons. S
+starts at zero, so that the adapted model starts at the base.
 """
 
 from __future__ import annotations
@@ -63,18 +63,15 @@ def _write(method: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class OFT(Transform):
-    """Rotations in blocks of `block` features, or in `blocks` of them where that is given; the
-    divisor of the width that is nearest is taken. `share`: one rotation for all blocks.
+    """Rotations in blocks of `block` features, or in `blocks` of them; the nearest divisor of the
+    width is taken. `share`: one rotation for all.
 
-    `neumann` is the number of terms of the series that stands for the exact inverse (of the
-    rotation the other way round), 0 for none. `eps` bounds the size of S (COFT), 0 for no bound.
-    `dropout` leaves out that share of the blocks while training.
-    """
+    `neumann`: terms of a series instead of the inverse, for the rotation the other way round. `eps`
+    bounds the size of S (COFT). `dropout` leaves out that share of the blocks in training."""
 
     name = "oft"
     paper = "arXiv:2306.07280"
     kinds = frozenset({"linear", "embedding", "conv"})
-    learning_rate = 1e-3
     hf: ClassVar[Names | None] = Names(
         peft_type="OFT",
         tensors={"S": "oft_R.weight"},
@@ -101,48 +98,40 @@ class OFT(Transform):
         self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
 
     def accepts(self, site: Site) -> str | None:
-        if site.geometry.kind in self.kinds and _width(site) < 2:
-            return "it has one feature, and nothing to rotate"
-        return super().accepts(site)
+        narrow = "it has one feature, and nothing to rotate"
+        return super().accepts(site) or (narrow if _width(site) < 2 else None)
 
-    def size(self, site: Site) -> int:
-        """The size of a block."""
+    def block_size(self, site: Site) -> int:
         width = _width(site)
-        divisors = [d for d in range(1, width + 1) if width % d == 0]
+        divisors = [d for d in range(2, width + 1) if width % d == 0]
         if self.blocks:
-            fitting = [d for d in divisors if width // d > 1]
-            return width // min(fitting, key=lambda d: (abs(d - self.blocks), d))
-        return min(divisors[1:], key=lambda d: (abs(d - self.block), d))
+            return min((abs(width // d - self.blocks), -d, d) for d in divisors)[-1]
+        return min((abs(d - self.block), d) for d in divisors)[-1]
 
     def init(self, site: Site) -> dict[str, Param]:
-        b = self.size(site)
-        count = 1 if self.share else _width(site) // b
-        return {"S": Param(torch.zeros(count, b * (b - 1) // 2), exact=True)}
+        b = self.block_size(site)
+        shape = (1 if self.share else _width(site) // b, b * (b - 1) // 2)
+        return {"S": Param(torch.zeros(shape), exact=True)}
 
     def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        D = self._turn(p).to(W.dtype)
-        if p.site.geometry.kind == "embedding":
-            return _turned(W.mT, D).mT, b
-        return _turned(W, D.mT), b
+        D, at_output = self._turn(p).to(W.dtype), p.site.geometry.kind == "embedding"
+        return _turned(W.mT, D).mT if at_output else _turned(W, D.mT), b
 
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         if isinstance(x, Patches):
             return super().forward(p, x, inner, call)
-        if not x.is_floating_point():
-            y = inner(x)
-            return _turned(y, self._turn(p).to(y.dtype))
+        if p.site.geometry.kind == "embedding":
+            return _turned(y := inner(x), self._turn(p).to(y.dtype))
         return inner(_turned(x, self._turn(p).to(x.dtype)))
 
     def _turn(self, p: Values) -> Tensor:
         """R - I, (blocks, b, b): what is small is kept apart from the one that would hide it."""
-        b = self.size(p.site)
-        upper = torch.triu_indices(b, b, 1, device=p.S.device)
+        b = (1 + math.isqrt(1 + 8 * p.S.shape[-1])) // 2
         place = torch.zeros(b, b, dtype=torch.long, device=p.S.device)
-        place[upper[0], upper[1]] = torch.arange(upper.shape[1], device=p.S.device)
-        S = self._bounded(p.S)[:, place].triu(1)
-        S = S - S.mT
-        eye = torch.eye(b, dtype=S.dtype, device=S.device)
-        D = _series(S, self.neumann) if self.neumann else torch.linalg.solve(eye + S, -2 * S)
+        place[*torch.triu_indices(b, b, 1)] = torch.arange(p.S.shape[-1], device=p.S.device)
+        S = (upper := self._bounded(p.S)[:, place].triu(1)) - upper.mT
+        one = torch.eye(b, dtype=S.dtype, device=S.device)
+        D = _series(S, self.neumann) if self.neumann else torch.linalg.solve(one + S, -2 * S)
         if self.dropout and p.training and len(D) > 1:
             out = torch.randperm(len(D), device=D.device) < int(self.dropout * len(D))
             D = D.masked_fill(out[:, None, None], 0)
@@ -150,18 +139,13 @@ class OFT(Transform):
 
     def _bounded(self, S: Tensor) -> Tensor:
         """COFT: each block within its ball; the gradient is that of the point on it."""
-        if not self.eps:
-            return S
-        norm = math.sqrt(2) * torch.linalg.vector_norm(S.detach(), dim=1, keepdim=True)
-        bound = self.eps / math.sqrt(len(S))
-        within = S.detach() * (bound / norm.clamp_min(bound))
-        return within + (S - S.detach())
+        bound = self.eps / math.sqrt(2 * S.shape[-2]) or math.inf
+        excess = torch.linalg.vector_norm(S.detach(), dim=-1, keepdim=True) / bound
+        return S.detach() / excess.clamp_min(1) + (S - S.detach())
 
     def after_backward(self, sites: Mapping[str, Values], step: int, total: int) -> None:
-        for p in sites.values() if self.eps else ():
-            flat = p.S.flatten(0, -2)
-            each = flat.split(p.S.shape[-2])
-            p.S.copy_(torch.cat([self._bounded(one) for one in each]).view_as(p.S))
+        for p in sites.values():
+            p.S.copy_(self._bounded(p.S))
 
 
 def _width(site: Site) -> int:
@@ -171,18 +155,14 @@ def _width(site: Site) -> int:
 def _turned(x: Tensor, D: Tensor) -> Tensor:
     """x (I + D), block by block; one block may serve for all."""
     parts = x.unflatten(-1, (-1, D.shape[-1]))
-    return x + torch.einsum("...nk,nkj->...nj", parts, D.expand(parts.shape[-2], -1, -1)).flatten(
-        -2
-    )
+    change = torch.einsum("...nk,nkj->...nj", parts, D.expand(parts.shape[-2], -1, -1))
+    return x + change.flatten(-2)
 
 
 def _series(S: Tensor, terms: int) -> Tensor:
     """2 S + 2 S² + … with the last power once: (I + S)(I - S)⁻¹ - I for small S."""
-    if terms == 2:
-        return 2 * S
-    power = S @ S
-    D = 2 * S + 2 * power
-    for _ in range(3, terms - 1):
+    D, power = 2 * S, S
+    for _ in range(2, max(4, terms) - 1):
         power = power @ S
         D = D + 2 * power
-    return D + power @ S
+    return D + power @ S if terms > 2 else 2 * S

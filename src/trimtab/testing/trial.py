@@ -45,7 +45,10 @@ class Trial:
         self.dtype = dtype
         if "over" in getattr(method, "needs", ()):
             for seed, name in enumerate(PARTS):
-                perturb(attach(self.model, LoRA(rank=2), name=name), seed=seed + 10)
+                with torch.random.fork_rng(devices=[]):  # the same parts on every copy
+                    torch.manual_seed(seed)
+                    part = attach(self.model, LoRA(rank=2), name=name)
+                perturb(part, seed=seed + 10)
             activate(self.model, None)
             self.method = dataclasses.replace(method, over=PARTS)  # type: ignore[call-arg]
 
