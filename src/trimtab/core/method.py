@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
+from trimtab.core.names import Fields as Fields
+from trimtab.core.names import Names as Names
 from trimtab.core.operator import Operator, Patches, dropout, linear
 from trimtab.core.registry import check, frozen, register
 from trimtab.core.site import Geometry, Site
@@ -61,35 +63,6 @@ class Param:
     value: Tensor
     trained: bool = True
     exact: bool = False
-
-
-@dataclass(frozen=True)
-class Names:
-    """How a method appears in HF PEFT's files, as data: type, tensors, and fields of its
-    configuration.
-    """
-
-    peft_type: str
-    tensors: Mapping[str, str]
-    fields: Mapping[str, str]
-    oriented: str | None = None
-    """The tensor that is (1, in) at sites listed as `feedforward_modules` and (out, 1) elsewhere;
-    the method tells them apart by its hyper-parameter `scales`.
-    """
-    transposed: bool = False
-    """Whether its configuration has `fan_in_fan_out`."""
-    shift: str | None = None
-    """A bias of the update itself: it shifts the output by this tensor times the method's `scale`.
-    """
-    at: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """The tensors at other kinds of geometry than linear maps."""
-    patches: str | None = None
-    """The tensor that reads a convolution's patches: there it has the shape of a convolution, and
-    the other one that of a convolution of kernel 1.
-    """
-
-    def tensors_at(self, kind: str) -> Mapping[str, str]:
-        return self.at.get(kind, {}) if kind in {"embedding", "conv"} else self.tensors
 
 
 @dataclass(frozen=True, kw_only=True)
