@@ -92,9 +92,9 @@ class Record:
         """The base's own values, by parameter, where merging or training has changed them."""
         found: dict[str, Tensor] = {}
         for adapter in self.adapters.values():
-            for site, host in adapter.hosts.items():
-                original = getattr(host, "original", {})
-                found |= {f"{site}.{name}": tensor for name, tensor in original.items()}
+            for site, delta in adapter.deltas() if self.switch.merged else ():
+                home, original = delta.site.homes[0], getattr(adapter.hosts[site], "original", {})
+                found |= {f"{home}.{name}": tensor for name, tensor in original.items()}
             if adapter.in_place:
                 found |= adapter.originals
         return found
