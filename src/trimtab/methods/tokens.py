@@ -29,6 +29,7 @@ class Tokens(Transform):
     targets = ("embedding",)
     kinds = frozenset({"embedding"})
     learning_rate = 1e-3
+    replaces = frozenset({"weight"})
 
     rows: tuple[int, ...] | None = None
 
