@@ -68,7 +68,8 @@ class Adapter:
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that train."""
         held: list[Tensors] = [*self.members, *self.shared.values()]
-        return [p for one in held for p in one.parameters()] + list(self.selected.values())
+        own = [p for one in held for p in one._parameters.values() if p is not None]
+        return [*own, *self.selected.values()]
 
     def exchange(self) -> None:
         """Swap the selected parameters' values with the remembered ones."""
