@@ -211,6 +211,10 @@ def _shapes(model: nn.Module, pairs: native.Pairs, adapter: str) -> dict[str, Te
     try:
         with torch.device("meta"):
             return held(build(model, pairs, torch.device("meta")))
+    except InputError as error:
+        raise AdapterMismatch(
+            f"adapter {adapter!r} cannot be built on this model: {error}"
+        ) from None
     except (RuntimeError, TypeError, OverflowError, ValueError):
         raise AdapterMismatch(
             f"adapter {adapter!r}: {pairs[0][1]} cannot be built on this model"
