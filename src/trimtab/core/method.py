@@ -72,7 +72,8 @@ class Method(ABC):
     Facts of a class: `kinds` of geometry that its law acts on; `starts_at_base`, None or the reason
     why the adapted model does not start at the base; `needs`, the facts of a call that it cannot do
     without; `by_example`, whether its law tells examples from positions; `base_dropout`, whether
-    the base keeps its dropout.
+    the base keeps its dropout; `replaces`, the base's tensors in whose place its own stand, so that
+    the base may hold other values there.
     """
 
     name: ClassVar[str] = ""
@@ -84,6 +85,7 @@ class Method(ABC):
     starts_at_base: ClassVar[str | None] = None
     needs: ClassVar[frozenset[str]] = frozenset()
     by_example: ClassVar[bool] = False
+    replaces: ClassVar[frozenset[str]] = frozenset()
     hf: ClassVar[Names | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:

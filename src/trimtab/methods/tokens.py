@@ -40,6 +40,7 @@ class Tokens(Transform):
         at={"embedding": {"t": "trainable_tokens_delta"}},
         patterns=(),
     )
+    replaces = frozenset({"weight"})
 
     rows: tuple[int, ...] | None = None
     tied: bool = False

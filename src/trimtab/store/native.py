@@ -19,6 +19,7 @@ from trimtab.core.errors import AdapterMismatch, InputError, nearest
 from trimtab.core.method import Method
 from trimtab.core.registry import build
 from trimtab.core.site import Site
+from trimtab.core.walk import walk
 from trimtab.methods.whole import Whole
 from trimtab.place import Built
 from trimtab.store import fingerprint
@@ -31,20 +32,27 @@ CONFIG, TENSORS = "adapter.json", "adapter.safetensors"
 Pairs = list[tuple[Site, Method]]
 
 
-def replaced(deltas: Iterable[tuple[str, Delta]], selected: Iterable[str] = ()) -> set[str]:
-    """The base's parameters whose values an adapter brings along."""
-    whole = {
+def replaced(
+    model: nn.Module, deltas: Iterable[tuple[str, Delta]], selected: Iterable[str] = ()
+) -> set[str]:
+    """The base's parameters whose values an adapter brings along; not those that another module
+    goes on reading, being tied to them."""
+    brought = {
         f"{site}.{name}"
         for site, delta in deltas
-        if delta.method.name == Whole.name
-        for name in delta.tensors()
+        for name in (delta.tensors() if delta.method.name == Whole.name else delta.method.replaces)
     }
-    return whole | set(selected)
+    holding: dict[int, set[str]] = {}
+    for path, module in walk(model):
+        for name, parameter in module._parameters.items():
+            holding.setdefault(id(parameter), set()).add(f"{path}.{name}")
+    read = {name for names in holding.values() if not names <= brought for name in names}
+    return (brought - read) | set(selected)
 
 
 def base(model: nn.Module, adapter: Adapter) -> dict[str, Any]:
     """What is remembered of the base under this adapter."""
-    own = replaced(adapter.deltas(), adapter.selected)
+    own = replaced(model, adapter.deltas(), adapter.selected)
     described = fingerprint.describe(model, own, record(model).originals())
     config = getattr(model, "config", None)
     return {

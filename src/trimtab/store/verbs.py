@@ -133,7 +133,9 @@ def _load_native(model: nn.Module, folder: Path, name: str | None, force: bool) 
     if len(named) == 1 and isinstance(named[0][1], Selection) and named[0][0] == "":
         adapter = select(model, named[0][1], name)
         _check_keys(adapter.selected, tensors, name)
-        _check_base(model, native.replaced((), adapter.selected), config["base"], name, force)
+        _check_base(
+            model, native.replaced(unwrap(model), (), adapter.selected), config["base"], name, force
+        )
         native.check_digest(config, folder)
         # not in place yet: activating exchanges them, after what is active now has been taken out
         adapter.originals, adapter.in_place = {key: tensors[key] for key in adapter.selected}, False
@@ -168,7 +170,7 @@ def place_read(
     record_ = admit(model, name)
     built = _build(model, pairs, tensors, name)
     if base is not None:
-        own = native.replaced((site.name, delta) for site, delta in built[0])
+        own = native.replaced(unwrap(model), ((site.name, delta) for site, delta in built[0]))
         _check_base(model, own, base, name, force)
     if check is not None:
         check()
@@ -200,6 +202,10 @@ def _shapes(model: nn.Module, pairs: native.Pairs, adapter: str) -> dict[str, Te
     try:
         with torch.device("meta"):
             return native.held(build(model, pairs, torch.device("meta")))
+    except InputError as error:
+        raise AdapterMismatch(
+            f"adapter {adapter!r} cannot be built on this model: {error}"
+        ) from None
     except (RuntimeError, TypeError, OverflowError, ValueError):
         raise AdapterMismatch(
             f"adapter {adapter!r}: {pairs[0][1]} cannot be built on this model"
