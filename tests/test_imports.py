@@ -59,7 +59,7 @@ def offences(own: str, modules: Iterator[str]) -> list[str]:
         top, there = module.partition(".")[0], package(module)
         if top == "trimtab":
             upward = RANK.get(there, len(RANK)) > RANK[here]
-            sibling = here == there == "methods" and module != own
+            sibling = here == there == "methods" and module != own and "._peft_" not in module
             if upward or sibling:
                 found.append(module)
         elif here == "core" and top not in CORE | sys.stdlib_module_names:

@@ -24,7 +24,7 @@ OF_A_FORMAT = {"lora": {"loralib.py"}, "bitfit": {"hf", "loralib.py"}}  # lorali
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_can_be_seen_whole(path: Path) -> None:
     lines = len(path.read_text(encoding="utf8").splitlines())
-    assert lines <= (170 if path.parent.name == "methods" else 400)  # HF PEFT's names included
+    assert lines <= (120 if path.parent.name == "methods" else 400)
 
 
 def imports(path: Path) -> Iterator[str]:

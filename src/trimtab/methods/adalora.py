@@ -2,39 +2,24 @@
 
     W' = W + (alpha / r) P diag(λ ∘ mask) Q,   P (out, r), Q (r, in), λ (r,)
 
-While training, the triplets (a value and its two vectors) that matter least to the loss, over all
-sites together, are masked, until `target` a site are left on average. λ starts at zero, P and Q at
-small random values; a penalty draws them to be orthogonal.
+Triplets (a value and its two vectors) that matter least to the loss, over all sites together, are
+masked, until `target` a site are left on average. A penalty draws P and Q to be orthogonal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.errors import InputError, StateError
-from trimtab.core.method import Additive, Fields, Names, Param, Values
+from trimtab.core.errors import StateError
+from trimtab.core.method import Additive, Names, Param, Values
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
-
-_NAMES = {"P": "lora_B", "Q": "lora_A", "E": "lora_E"}
-
-
-def _read(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Its scale is that of rank one where alpha is none; how many steps there were is not kept."""
-    found = {key: config[key] for key in ("tinit", "tfinal") if key in config}
-    alpha = config.get("lora_alpha", 8)
-    return found | {"alpha": alpha if alpha > 0 else config.get("init_r", 12)}
-
-
-def _write(method: Any) -> dict[str, Any]:
-    """Steps there must leave one between the first and the last."""
-    steps = {"tinit": method.tinit, "tfinal": method.tfinal}
-    return {"lora_alpha": method.alpha, **steps, "total_step": sum(steps.values()) + 1}
+from trimtab.methods._peft_adalora import ADALORA_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,28 +32,7 @@ class AdaLoRA(Additive):
 
     name = "adalora"
     paper = "arXiv:2303.10512"
-    hf: ClassVar[Names | None] = Names(
-        peft_type="ADALORA",
-        tensors=_NAMES,
-        fields={
-            "rank": "init_r",
-            "target": "target_r",
-            "dropout": "lora_dropout",
-            "interval": "deltaT",
-            "beta1": "beta1",
-            "beta2": "beta2",
-            "orthogonality": "orth_reg_weight",
-        },
-        transposed=True,
-        biases="lora_only",
-        tokens=True,
-        at={"conv": _NAMES},
-        patterns=(),
-        columns=("E",),
-        state=[f"{name}_{kind}" for name in "PQE" for kind in ("mean", "spread")],
-        masked={"P": 1, "Q": 0, "E": 0},
-        more=Fields(("lora_alpha", "tinit", "tfinal", "total_step", "r"), _read, _write),
-    )
+    hf: ClassVar[Names | None] = ADALORA_NAMES
 
     rank: int = 12
     target: int = 8
@@ -82,8 +46,8 @@ class AdaLoRA(Additive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("rank", "interval"):
-            self.require(field, getattr(self, field) >= 1, "be at least 1")
+        self.require("rank", self.rank >= 1, "be at least 1")
+        self.require("interval", self.interval >= 1, "be at least 1")
         self.require("target", 0 <= self.target <= self.rank, f"lie in [0, {self.rank}], the rank")
         for field in ("tinit", "tfinal", "orthogonality"):
             self.require(field, getattr(self, field) >= 0, "be at least 0")
@@ -100,7 +64,7 @@ class AdaLoRA(Additive):
                 state[f"{name}_{kind}"] = Param(torch.zeros_like(one.value), trained=False)
         return p | state
 
-    def _scaled(self, p: Values) -> Tensor:  # the gradient is λ's own: what is masked may come back
+    def _scaled(self, p: Values) -> Tensor:  # the gradient is λ's own: what is masked may return
         return self.alpha / self.rank * (p.E - (p.E * (1 - p.mask)).detach())
 
     def delta(self, p: Values) -> Tensor:
@@ -116,9 +80,7 @@ class AdaLoRA(Additive):
 
     def after_backward(self, sites: Mapping[str, Values], step: int, total: int) -> None:
         last = total - self.tfinal
-        if self.tinit >= last:
-            ends = f"tinit={self.tinit} and tfinal={self.tfinal}"
-            raise InputError(f"adalora: {ends} leave none of {total} steps")
+        self.require("tinit", self.tinit < last, f"be less than {last}, of {total} steps")
         if step < last:
             self._observe(sites)
         allot = step == last or (self.tinit < step < last and step % self.interval == 0)
@@ -145,8 +107,8 @@ class AdaLoRA(Additive):
         the last, the share `above` is left."""
         scores = [_score(p) for p in sites.values()]
         every = torch.cat([score.flatten() for score in scores])
-        end = self.target * (every.numel() // self.rank)
-        gone = every.numel() - int((every.numel() - end) * above + end)
+        count, end = every.numel(), self.target * (every.numel() // self.rank)
+        gone = count - int((count - end) * above + end)
         least = every.kthvalue(gone).values if gone else every.min() - 1
         for score, p in zip(scores, sites.values(), strict=True):
             p.mask.copy_(score > least)

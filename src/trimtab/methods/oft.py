@@ -12,53 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
-from trimtab.core.errors import InputError
-from trimtab.core.method import Fields, Names, Param, Transform, Values
+from trimtab.core.method import Names, Param, Transform, Values
 from trimtab.core.operator import Operator, Patches
+from trimtab.core.rotation import cayley, cayley_neumann, skew, turned
 from trimtab.core.site import Site
-
-_FIELDS = (
-    *("r", "oft_block_size", "coft", "eps"),
-    *("use_cayley_neumann", "num_cayley_neumann_terms", "peft_version"),
-)
-
-
-def _read(config: Mapping[str, Any]) -> dict[str, Any]:
-    """There, a series of five terms is what is done where nothing is said; before version 0.18
-    it was another one.
-    """
-    terms = config.get("num_cayley_neumann_terms", 5)
-    version = str(config.get("peft_version") or "0.0").split(".")
-    if config.get("use_cayley_neumann", True) and [int(one) for one in version[:2]] < [0, 18]:
-        raise InputError("oft: use_cayley_neumann of a file from before peft_version 0.18")
-    blocks = config.get("r", 0)
-    return {
-        "blocks": blocks,
-        "block": 32 if blocks else config.get("oft_block_size", 32),
-        "neumann": terms if config.get("use_cayley_neumann", True) else 0,
-        "eps": config.get("eps", 6e-5) if config.get("coft") else 0.0,
-    }
-
-
-def _write(method: Any) -> dict[str, Any]:
-    return {
-        "r": method.blocks,
-        "oft_block_size": 0 if method.blocks else method.block,
-        "coft": method.eps > 0,
-        **({"eps": method.eps} if method.eps > 0 else {}),
-        "use_cayley_neumann": method.neumann > 0,
-        **(
-            {"num_cayley_neumann_terms": method.neumann, "peft_version": "0.18.0"}
-            if method.neumann
-            else {}
-        ),
-    }
+from trimtab.methods._peft_oft import OFT_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +36,7 @@ class OFT(Transform):
     name = "oft"
     paper = "arXiv:2306.07280"
     kinds = frozenset({"linear", "embedding", "conv"})
-    hf: ClassVar[Names | None] = Names(
-        peft_type="OFT",
-        tensors={"S": "oft_R.weight"},
-        fields={"share": "block_share", "dropout": "module_dropout"},
-        biases="oft_only",
-        at={"embedding": {"S": "oft_embedding_R.weight"}, "conv": {"S": "oft_R.weight"}},
-        patterns=(),
-        more=Fields(_FIELDS, _read, _write),
-    )
+    hf: ClassVar[Names | None] = OFT_NAMES
 
     block: int = 32
     blocks: int = 0
@@ -115,23 +71,19 @@ class OFT(Transform):
 
     def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         D, at_output = self._turn(p).to(W.dtype), p.site.geometry.kind == "embedding"
-        return _turned(W.mT, D).mT if at_output else _turned(W, D.mT), b
+        return turned(W.mT, D).mT if at_output else turned(W, D.mT), b
 
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         if isinstance(x, Patches):
             return super().forward(p, x, inner, call)
         if p.site.geometry.kind == "embedding":
-            return _turned(y := inner(x), self._turn(p).to(y.dtype))
-        return inner(_turned(x, self._turn(p).to(x.dtype)))
+            return turned(y := inner(x), self._turn(p).to(y.dtype))
+        return inner(turned(x, self._turn(p).to(x.dtype)))
 
     def _turn(self, p: Values) -> Tensor:
         """R - I, (blocks, b, b): what is small is kept apart from the one that would hide it."""
-        b = (1 + math.isqrt(1 + 8 * p.S.shape[-1])) // 2
-        place = torch.zeros(b, b, dtype=torch.long, device=p.S.device)
-        place[*torch.triu_indices(b, b, 1)] = torch.arange(p.S.shape[-1], device=p.S.device)
-        S = (upper := self._bounded(p.S)[:, place].triu(1)) - upper.mT
-        one = torch.eye(b, dtype=S.dtype, device=S.device)
-        D = _series(S, self.neumann) if self.neumann else torch.linalg.solve(one + S, -2 * S)
+        S = skew(self._bounded(p.S))
+        D = cayley_neumann(S, self.neumann) if self.neumann else cayley(S)
         if self.dropout and p.training and len(D) > 1:
             out = torch.randperm(len(D), device=D.device) < int(self.dropout * len(D))
             D = D.masked_fill(out[:, None, None], 0)
@@ -150,19 +102,3 @@ class OFT(Transform):
 
 def _width(site: Site) -> int:
     return site.out_features if site.geometry.kind == "embedding" else site.in_features
-
-
-def _turned(x: Tensor, D: Tensor) -> Tensor:
-    """x (I + D), block by block; one block may serve for all."""
-    parts = x.unflatten(-1, (-1, D.shape[-1]))
-    change = torch.einsum("...nk,nkj->...nj", parts, D.expand(parts.shape[-2], -1, -1))
-    return x + change.flatten(-2)
-
-
-def _series(S: Tensor, terms: int) -> Tensor:
-    """2 S + 2 S² + … with the last power once: (I + S)(I - S)⁻¹ - I for small S."""
-    D, power = 2 * S, S
-    for _ in range(2, max(4, terms) - 1):
-        power = power @ S
-        D = D + 2 * power
-    return D + power @ S if terms > 2 else 2 * S
