@@ -110,6 +110,7 @@ METHODS = [
     Kind("ia3"),
     Kind("bitfit", base=gpt2),
 ]
+ADALORA = Kind("adalora", arguments={"rank": 4, "target": 2})
 SPREAD = [
     Kind("vera"),
     Kind("compacter"),
@@ -126,7 +127,7 @@ SPREAD = [
     Kind("prefix"),
     Kind("fusion", arguments={"over": ("one", "other")}),
     Kind("side"),
-    Kind("adalora", arguments={"rank": 4, "target": 2}),
+    ADALORA,
     Kind("diff-pruning", arguments={"budget": 0.1, "l0": 1e-5}),
     Kind("tokens", arguments={"rows": tuple(range(0, 512, 2))}),
 ]
@@ -191,7 +192,7 @@ def mean_loss(model: nn.Module) -> float:
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:
     """What the base alone consists of, deltas left out."""
-    return {k: v.clone() for k, v in model.state_dict().items() if ".deltas." not in k}
+    return {k: v.clone() for k, v in model.state_dict().items() if ".deltas." not in f".{k}"}
 
 
 def adapter_of(model: nn.Module) -> Adapter:
@@ -214,10 +215,18 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 def assert_only_the_adapter_trained(kind: Kind, model: nn.Module) -> None:
-    """The base is bit for bit what it was, and every tensor of the adapter has moved."""
+    """The base is bit for bit what it was, and all that trains of the adapter has moved."""
     assert_equal(base_state(model), base_state(kind.base()))
     start, now = delta_state(kind.adapted()), delta_state(model)
+    trained = {name for name, tensor in adapter_of(model).tensors().items() if tensor.requires_grad}
+    start = {name: tensor for name, tensor in start.items() if name in trained}
     assert [name for name in start if torch.equal(start[name], now[name])] == []
+
+
+def assert_pruned(model: nn.Module) -> None:
+    """AdaLoRA has come to its budget: so many triplets are left on average."""
+    masks = [tensor for name, tensor in delta_state(model).items() if name.endswith(".mask")]
+    assert sum(mask.sum() for mask in masks) == ADALORA.method.target * len(masks)
 
 
 def assert_saved_is_the_same(kind: Kind, model: nn.Module, folder: Path) -> None:
