@@ -107,3 +107,12 @@ def test_a_schedule_runs_once_in_each_step(
     assert seen == [(step, 8) for step in range(1, 9)]
     kinds.assert_pruned(run.model)
     kinds.assert_saved_is_the_same(kinds.ADALORA, run.model, tmp_path / "adapter")
+
+
+def test_a_column_of_tasks_reaches_the_model(tmp_path: Path) -> None:
+    kind = kinds.Kind("conditional")
+    rows = [{**row, "task_ids": i % 2} for i, row in enumerate(kinds.rows())]
+    run = trainer(kind, tmp_path / "run", remove_unused_columns=False)
+    run.train_dataset = rows
+    run.train()
+    kinds.assert_only_the_adapter_trained(kind, run.model)
