@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-import trimtab
+from trimtab.core.training import after_backward
 
 
 class Schedule(TrainerCallback):
@@ -17,4 +17,4 @@ class Schedule(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
-        trimtab.after_backward(model, state.global_step + 1, state.max_steps)
+        after_backward(model, state.global_step + 1, state.max_steps)
