@@ -203,6 +203,8 @@ def _remove(model: nn.Module, record_: Record, name: str, keep: bool) -> None:
     if users and not keep:
         raise StateError(f"adapter {users[0]!r} combines {name!r}: detach it first")
     adapter = record_.adapters.pop(name)
+    record_.switch.trained.discard(name)
+    record_.switch.scheduled.discard(name)
     if not keep:
         _set_trained(adapter, active=False)
     if name in record_.switch.active or keep:

@@ -32,6 +32,11 @@ LENGTH = 32
 
 def stories() -> nn.Module:
     """A Llama that tells stories: real weights, tied output layer, norms and maps without bias."""
+    return copy.deepcopy(_stories())
+
+
+@functools.cache
+def _stories() -> nn.Module:
     return hf.AutoModelForCausalLM.from_pretrained(STORIES)
 
 
@@ -44,7 +49,21 @@ def gpt2() -> nn.Module:
 def _gpt2() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return cases.gpt2(vocab_size=512, n_positions=512, initializer_range=0.02)
+        return random_gpt2()
+
+
+def random_gpt2(**options: Any) -> nn.Module:
+    sizes = {"vocab_size": 512, "n_positions": 512, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    still = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    ends = {"bos_token_id": 1, "eos_token_id": 2}
+    return hf.GPT2LMHeadModel(hf.GPT2Config(**{**sizes, **still, **ends, **options}))
+
+
+def untied() -> nn.Module:
+    """A model whose output layer is its own: one that has a head."""
+    model = gpt2()
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    return model
 
 
 @dataclass(frozen=True)
@@ -55,18 +74,31 @@ class Kind:
     base: Callable[[], nn.Module] = stories
     train: tuple[str, ...] = ()
     arguments: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def method(self) -> Method:
         return build(self.name, self.arguments)
 
+    def prepared(self) -> nn.Module:
+        """The base, and on it what the method combines: adapters that have been trained."""
+        model = self.base()
+        for name in self.arguments.get("over", ()):
+            move(trimtab.attach(model, trimtab.LoRA(rank=2), name=name))
+        return model
+
     def adapted(self, seed: int = 0) -> nn.Module:
         """The base with a fresh adapter, always the same one for a seed."""
-        model = self.base()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            model = self.prepared()
             trimtab.attach(model, self.method, train=self.train)
         return model
+
+    def batch(self, first: int = 0, share: slice = slice(None)) -> dict[str, Any]:
+        """Four examples, or a share of them, with the facts that the method asks of a call."""
+        given = {**batch(first), **self.facts}
+        return {k: v[share] if isinstance(v, Tensor) else v for k, v in given.items()}
 
     def __str__(self) -> str:
         return "+".join([self.name, *(["head"] if self.train else [])])
@@ -78,6 +110,31 @@ METHODS = [
     Kind("ia3"),
     Kind("bitfit", base=gpt2),
 ]
+ADALORA = Kind("adalora", arguments={"rank": 4, "target": 2})
+SPREAD = [
+    Kind("vera"),
+    Kind("compacter"),
+    Kind("conditional", facts={"task_ids": torch.tensor([0, 1, 1, 0])}),
+    Kind("dora"),
+    Kind("oft"),
+    Kind("ln"),
+    Kind("houlsby"),
+    Kind("parallel"),
+    Kind("reft"),
+    Kind("coda", facts={"use_cache": False}),
+    Kind("prompt"),
+    Kind("p-tuning"),
+    Kind("prefix"),
+    Kind("fusion", arguments={"over": ("one", "other")}),
+    Kind("side"),
+    ADALORA,
+    Kind("diff-pruning", arguments={"budget": 0.1, "l0": 1e-5}),
+    Kind("tokens", arguments={"rows": tuple(range(0, 512, 2))}),
+]
+"""The kinds of laws that two processes are tried on further: one line for each way to be held,
+shared, called, masked or pruned."""
+RESUMED = [*METHODS, *(kind for kind in SPREAD if kind.name in ("compacter", "adalora"))]
+SELECTIONS = [Kind("layers"), Kind("full"), Kind("head", base=untied)]
 HEADLESS = [kind for kind in METHODS if not kind.train]
 """For trainers that read the output layer's weight and never call it."""
 
@@ -135,11 +192,11 @@ def mean_loss(model: nn.Module) -> float:
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:
     """What the base alone consists of, deltas left out."""
-    return {k: v.clone() for k, v in model.state_dict().items() if ".deltas." not in k}
+    return {k: v.clone() for k, v in model.state_dict().items() if ".deltas." not in f".{k}"}
 
 
 def adapter_of(model: nn.Module) -> Adapter:
-    return trimtab.core.adapter.record(model).adapter(None)
+    return trimtab.core.adapter.record(model).adapter("default")
 
 
 def delta_state(model: nn.Module) -> dict[str, Tensor]:
@@ -158,10 +215,18 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 def assert_only_the_adapter_trained(kind: Kind, model: nn.Module) -> None:
-    """The base is bit for bit what it was, and every tensor of the adapter has moved."""
+    """The base is bit for bit what it was, and all that trains of the adapter has moved."""
     assert_equal(base_state(model), base_state(kind.base()))
     start, now = delta_state(kind.adapted()), delta_state(model)
+    trained = {name for name, tensor in adapter_of(model).tensors().items() if tensor.requires_grad}
+    start = {name: tensor for name, tensor in start.items() if name in trained}
     assert [name for name in start if torch.equal(start[name], now[name])] == []
+
+
+def assert_pruned(model: nn.Module) -> None:
+    """AdaLoRA has come to its budget: so many triplets are left on average."""
+    masks = [tensor for name, tensor in delta_state(model).items() if name.endswith(".mask")]
+    assert sum(mask.sum() for mask in masks) == ADALORA.method.target * len(masks)
 
 
 def assert_saved_is_the_same(kind: Kind, model: nn.Module, folder: Path) -> None:

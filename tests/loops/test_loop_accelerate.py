@@ -15,6 +15,7 @@ import trimtab
 
 class Run:
     def __init__(self, kind: kinds.Kind, seed: int = 0) -> None:
+        self.step, self.total = 0, 8
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
         model = kind.adapted(seed)
         optimizer = torch.optim.AdamW(trimtab.parameters(model), lr=kind.method.learning_rate)
@@ -26,6 +27,9 @@ class Run:
             for batch in self.data:
                 with self.accelerator.accumulate(self.model):
                     self.accelerator.backward(self.model(**batch).loss)
+                    if self.accelerator.sync_gradients:
+                        self.step += 1
+                        trimtab.after_backward(self.model, self.step, self.total)
                     self.optimizer.step()
                     self.optimizer.zero_grad()
 
@@ -52,3 +56,10 @@ def test_a_saved_state_goes_on_to_the_same_result(kind: kinds.Kind, tmp_path: Pa
     resumed.accelerator.load_state(str(tmp_path))
     resumed.train(epochs=1)
     kinds.assert_equal(resumed.bare().state_dict(), whole.bare().state_dict())
+
+
+def test_a_schedule_runs_to_its_end() -> None:
+    run = Run(kinds.ADALORA)
+    run.train(epochs=2)
+    assert run.step == run.total
+    kinds.assert_pruned(run.bare())

@@ -52,6 +52,7 @@ def losses(run: trl.DPOTrainer) -> list[float]:
     return [row["loss"] for row in run.state.log_history if "loss" in row]
 
 
+@pytest.mark.parametrize("headless", [*kinds.HEADLESS, kinds.Kind("vera")], ids=str)
 def test_it_learns_and_changes_nothing_but_the_adapter(
     headless: kinds.Kind, tmp_path: Path
 ) -> None:

@@ -11,39 +11,56 @@ import torch
 
 import trimtab
 
+EVERY = [*kinds.METHODS, *kinds.SPREAD]
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not kinds.STORIES.is_dir():
         pytest.skip(f"{kinds.SHARED} is absent")
     folder = tmp_path_factory.mktemp("fsdp")
-    processes.run(processes.train_all, folder, processes.fsdp, kinds.METHODS)
+    tasks = [
+        (processes.train_all, processes.fsdp, EVERY),
+        (processes.resume_all, processes.fsdp, kinds.RESUMED),
+        (processes.merge_and_back,),
+        (processes.refuse_late,),
+        (processes.refuse_selections,),
+    ]
+    processes.run(tasks, folder)
     return folder
 
 
-@pytest.mark.parametrize("optimizer", processes.OPTIMIZERS)
-def test_two_processes_equal_one(trained: Path, kind: kinds.Kind, optimizer: str) -> None:
-    found = torch.load(trained / f"{kind}.{optimizer}.pt", weights_only=True)
-    expected = processes.alone(kind, optimizer)
-    assert list(found) == list(expected)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("spread", EVERY, ids=str)
+def test_two_processes_equal_one(trained: Path, spread: kinds.Kind) -> None:
+    for optimizer in processes.optimizers(spread):
+        found = processes.found_in(trained, spread, optimizer)
+        expected = processes.alone(spread, optimizer)
+        assert list(found) == list(expected)
+        torch.testing.assert_close(found, expected, atol=3e-5, rtol=1e-5)
 
 
-def test_what_they_save_loads_in_one(trained: Path, kind: kinds.Kind) -> None:
-    found = torch.load(trained / f"{kind}.adamw.pt", weights_only=True)
-    model = kind.base()
-    trimtab.load(model, trained / f"{kind}.adamw")
-    named = dict(model.named_parameters())
-    assert [name for name in named if not torch.equal(named[name], found[name])] == []
+@pytest.mark.parametrize("spread", EVERY, ids=str)
+def test_what_they_save_loads_in_one(trained: Path, spread: kinds.Kind) -> None:
+    optimizer = processes.optimizers(spread)[-1]
+    found = processes.found_in(trained, spread, optimizer)
+    model = spread.adapted()
+    trimtab.detach(model, "default")
+    trimtab.load(model, trained / f"{spread}.{optimizer}")
+    state = model.state_dict()
+    assert [name for name in state if not torch.equal(state[name], found[name])] == []
 
 
-def test_a_checkpoint_goes_on_to_the_same_result(tmp_path: Path) -> None:
-    processes.run(processes.resume_all, tmp_path, processes.fsdp, kinds.METHODS)
+def test_a_checkpoint_goes_on_to_the_same_result(trained: Path) -> None:
+    processes.outcome(trained, processes.resume_all)
 
 
-def test_a_sharded_model_merges_and_unmerges(tmp_path: Path) -> None:
-    processes.run(processes.merge_and_back, tmp_path)
+def test_a_sharded_model_merges_and_unmerges(trained: Path) -> None:
+    processes.outcome(trained, processes.merge_and_back)
 
 
-def test_attaching_to_a_sharded_model_is_refused(tmp_path: Path) -> None:
-    processes.run(processes.refuse_late, tmp_path)
+def test_attaching_to_a_sharded_model_is_refused(trained: Path) -> None:
+    processes.outcome(trained, processes.refuse_late)
+
+
+def test_methods_that_train_the_base_in_place_are_refused(trained: Path) -> None:
+    processes.outcome(trained, processes.refuse_selections)

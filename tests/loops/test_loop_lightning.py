@@ -66,3 +66,15 @@ def test_it_resumes_to_the_same_result(kind: kinds.Kind, tmp_path: Path) -> None
     resumed = Storyteller(kind, seed=1)
     fit(resumed, tmp_path, epochs=2, ckpt_path=tmp_path / "half.ckpt")
     kinds.assert_equal(resumed.model.state_dict(), whole.model.state_dict())
+
+
+class Scheduled(Storyteller):
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        total = self.trainer.estimated_stepping_batches
+        trimtab.after_backward(self.model, self.trainer.global_step + 1, total)
+
+
+def test_a_schedule_runs_to_its_end(tmp_path: Path) -> None:
+    module = Scheduled(kinds.ADALORA)
+    fit(module, tmp_path, epochs=2)
+    kinds.assert_pruned(module.model)

@@ -37,6 +37,9 @@ def trainer(kind: kinds.Kind, folder: Path, seed: int = 0) -> trl.SFTTrainer:
     )
 
 
+@pytest.mark.parametrize(
+    "headless", [*kinds.HEADLESS, kinds.Kind("prefix"), kinds.Kind("houlsby")], ids=str
+)
 def test_it_learns_and_changes_nothing_but_the_adapter(
     headless: kinds.Kind, tmp_path: Path
 ) -> None:

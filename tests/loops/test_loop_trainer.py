@@ -10,6 +10,11 @@ import pytest
 import torch
 import transformers as hf
 
+from trimtab import AdaLoRA
+from trimtab.tune.schedule import Schedule
+
+FURTHER = [*kinds.METHODS, kinds.Kind("compacter"), kinds.Kind("prompt")]
+
 
 def trainer(kind: kinds.Kind, folder: Path, *, seed: int = 0, **options: Any) -> hf.Trainer:
     arguments = {
@@ -29,9 +34,11 @@ def trainer(kind: kinds.Kind, folder: Path, *, seed: int = 0, **options: Any) ->
         args=hf.TrainingArguments(str(folder), **arguments),
         train_dataset=kinds.rows(),
         eval_dataset=eval_dataset,
+        callbacks=[Schedule()],
     )
 
 
+@pytest.mark.parametrize("kind", FURTHER, ids=str)
 def test_it_learns_and_changes_nothing_but_the_adapter(kind: kinds.Kind, tmp_path: Path) -> None:
     run = trainer(kind, tmp_path / "run")
     before = kinds.mean_loss(run.model)
@@ -41,6 +48,7 @@ def test_it_learns_and_changes_nothing_but_the_adapter(kind: kinds.Kind, tmp_pat
     kinds.assert_saved_is_the_same(kind, run.model, tmp_path / "adapter")
 
 
+@pytest.mark.parametrize("kind", [*FURTHER, kinds.ADALORA], ids=str)
 def test_it_resumes_to_the_same_result(
     kind: kinds.Kind, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -80,3 +88,31 @@ def test_activation_checkpointing_trains_what_plain_training_trains(
         lean.train()
         for name, tensor in kinds.delta_state(lean.model).items():
             torch.testing.assert_close(tensor, kinds.delta_state(plain.model)[name])
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_schedule_runs_once_in_each_step(
+    accumulation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, own = [], AdaLoRA.after_backward
+
+    def after_backward(method: AdaLoRA, sites: Any, step: int, total: int) -> None:
+        assert any(p.P.grad.any() for p in sites.values())
+        seen.append((step, total))
+        own(method, sites, step, total)
+
+    monkeypatch.setattr(AdaLoRA, "after_backward", after_backward)
+    run = trainer(kinds.ADALORA, tmp_path / "run", gradient_accumulation_steps=accumulation)
+    run.train()
+    assert seen == [(step, 8) for step in range(1, 9)]
+    kinds.assert_pruned(run.model)
+    kinds.assert_saved_is_the_same(kinds.ADALORA, run.model, tmp_path / "adapter")
+
+
+def test_a_column_of_tasks_reaches_the_model(tmp_path: Path) -> None:
+    kind = kinds.Kind("conditional")
+    rows = [{**row, "task_ids": i % 2} for i, row in enumerate(kinds.rows())]
+    run = trainer(kind, tmp_path / "run", remove_unused_columns=False)
+    run.train_dataset = rows
+    run.train()
+    kinds.assert_only_the_adapter_trained(kind, run.model)

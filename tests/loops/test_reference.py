@@ -57,7 +57,7 @@ def test_so_it_can_under_activation_checkpointing(moved: nn.Module, reentrant: b
 
 @pytest.mark.parametrize("method", [trimtab.Full(), trimtab.Head()], ids=lambda one: one.name)
 def test_so_it_can_where_the_base_itself_trains(method: trimtab.Full | trimtab.Head) -> None:
-    base = cases.bert().eval()
+    base = cases.by_name("bert").model().eval()
     batch = cases.by_name("bert").batch()
     model = copy.deepcopy(base)
     cases.perturb(trimtab.attach(model, method), by=0.02)
@@ -148,7 +148,7 @@ def test_a_reference_is_a_module_without_weights() -> None:
 
 def test_a_reference_has_no_dropout_and_leaves_every_mode_as_it_was() -> None:
     torch.manual_seed(0)
-    model = cases.gpt2(resid_pdrop=0.5)
+    model = kinds.random_gpt2(resid_pdrop=0.5)
     base = copy.deepcopy(model).eval()
     trimtab.attach(model, trimtab.LoRA())
     model.train()

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import trimtab
+from trimtab.core.errors import InputError
 from trimtab.evaluate.run import evaluate, predict
 from trimtab.tune.config import Config
 from trimtab.tune.run import tune
 
 Settings = Callable[..., Config]
-SAVEABLE = sorted(set(trimtab.methods()) - {"lora", "whole", "full"})
+REFUSED = {
+    "conditional": "task_ids",
+    "fusion": "other adapters",
+    "whole": "--train",
+}
+SAVEABLE = sorted(set(trimtab.methods()) - {"lora", "full", *REFUSED})
+STATEFUL = {"adalora", "knowledge", "vera"}  # of what they save, some is not trained
 
 
 @pytest.mark.parametrize(
@@ -30,12 +40,60 @@ def test_a_method_tunes_and_evaluates_to_the_same(
     config = settings(out, method=method, target=None, dtype=dtype, max_steps=4, probe_first=False)
     metrics = tune(config, quiet=True)
     assert metrics["method"] == method
-    assert metrics["trainable"] == trimtab_size(out)
+    if method in STATEFUL:
+        assert 0 < metrics["trainable"] < trimtab_size(out)
+    else:
+        assert metrics["trainable"] == trimtab_size(out)
     for split in ("test", "validation"):
         again = evaluate(str(out), None, split)
         assert again["value"] == metrics[split]
     if method != "full":
         assert again["base"]["n"] == metrics["baselines"]["base"]["n"]
+
+
+@pytest.mark.parametrize("method", REFUSED)
+def test_what_a_file_of_texts_cannot_train_is_refused(
+    method: str, settings: Settings, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=REFUSED[method]):
+        tune(settings(tmp_path / "run", method=method, target=None), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stop", [7, 8], ids=["amid the schedule", "after its end"])
+def test_a_schedule_runs_to_its_end_also_when_resumed(
+    stop: int, settings: Settings, tmp_path: Path
+) -> None:
+    """The saved adapter is the pruned one, and that of an interrupted run is the same."""
+    arguments = {"rank": 4, "target": 1, "tinit": 1}
+    config = settings(
+        tmp_path / "run", method="adalora", target="query", method_arg=arguments, save_every=1
+    )
+    metrics = tune(config, quiet=True)
+    saved = load_file(tmp_path / "run" / "adapter" / "adapter.safetensors")
+    masks = torch.stack([saved[name] for name in sorted(saved) if name.endswith(".mask")])
+    assert masks.sum() == len(masks)
+    assert any("last step" in note for note in metrics["notes"])
+
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "run", again)
+    shutil.rmtree(again / "adapter")
+    (again / "metrics.json").unlink()
+    for path in (again / "checkpoints").glob("checkpoint-*"):
+        if int(path.name.rpartition("-")[2]) > stop:
+            shutil.rmtree(path)
+    tune(settings(again), resume=True, quiet=True)
+    resumed = load_file(again / "adapter" / "adapter.safetensors")
+    assert [name for name in saved if not torch.equal(saved[name], resumed[name])] == []
+
+
+def test_prompts_and_prefixes_take_their_part_of_the_positions(
+    settings: Settings, tmp_path: Path
+) -> None:
+    for method in ("prompt", "prefix"):
+        config = settings(tmp_path / method, method=method, target=None, max_length=500)
+        with pytest.raises(InputError, match=r"512 positions.*takes 20"):
+            tune(config, quiet=True)
 
 
 def trimtab_size(out: Path) -> int:

@@ -35,6 +35,8 @@ class Switch:
         self.call = Call()
         self.inside = False  # whether the root's forward is running
         self.given: dict[str, Any] = {}
+        self.trained: set[str] = set()  # adapters that a backward pass in training went through
+        self.scheduled: set[str] = set()  # adapters for which `after_backward` was called
         self.owed = False  # whether a loss outside the model still has to take up the penalties
 
     def set(self, composition: Composition | None, *, merged: bool = False) -> None:
@@ -266,9 +268,9 @@ class Host(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """What is not the host's own is the base's: `num_embeddings` after a resize, the function
-        that checkpoints a block."""
+        that checkpoints a block. The class, which FSDP2 exchanges, is its own."""
         own = self.__dict__.get("_own")
-        if own is None or name in own or name in self._modules:
+        if own is None or name in own or name in self._modules or name == "__class__":
             super().__setattr__(name, value)
         else:
             setattr(self.base, name, value)

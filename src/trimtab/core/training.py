@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
+from trimtab.core import sharded
 from trimtab.core.adapter import Adapter, intact, record, unwrap
+from trimtab.core.delta import Delta
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method, Values
 
@@ -42,9 +46,13 @@ def penalties(model: nn.Module) -> Tensor | None:
         for adapter in record(model).acting()
         for _, delta in adapter.deltas()
         if type(delta.method).penalty is not Method.penalty
-        and (term := delta.method.penalty(delta.values(torch.float32))) is not None
+        and (term := _penalty(delta)) is not None
     ]
     return torch.stack(terms).sum() if terms else None
+
+
+def _penalty(delta: Delta) -> Tensor | None:
+    return delta.method.penalty(sharded.gathered(delta.values(torch.float32)))
 
 
 @torch.no_grad()
@@ -54,9 +62,34 @@ def after_backward(model: nn.Module, step: int, total: int) -> None:
     """
     if not 1 <= step <= total:
         raise InputError(f"step counts from 1 to total, and is {step} of {total}")
+    switch = record(model).switch
+    switch.scheduled |= set(switch.active)
     for adapter in record(model).acting():
         for method, sites in _by_method(adapter).items():
-            method.after_backward(sites, step, total)
+            if not scheduled(method):
+                continue
+            pieces = sharded.Pieces()
+            method.after_backward(pieces.gathered(sites), step, total)
+            pieces.put_back()
+
+
+def scheduled(method: Method) -> bool:
+    """Whether the method changes in the course of training, by its own `after_backward`."""
+    return type(method).after_backward is not Method.after_backward
+
+
+def warn_unscheduled(model: nn.Module, adapter: Adapter) -> None:
+    """An adapter with a schedule that was trained without it is not what its method promises."""
+    switch = record(model).switch
+    names = sorted({method.name for _, method in adapter.entries if scheduled(method)})
+    if names and adapter.name in switch.trained - switch.scheduled:
+        warnings.warn(
+            f"adapter {adapter.name!r} was trained, and trimtab.after_backward was never called: "
+            f"the schedule of {', '.join(names)} did not run, and nothing was pruned. Call it "
+            "before each step of the optimizer (for the Trainer of transformers: "
+            "callbacks=[trimtab.tune.schedule.Schedule()])",
+            stacklevel=3,
+        )
 
 
 def _by_method(adapter: Adapter) -> dict[Method, dict[str, Values]]:

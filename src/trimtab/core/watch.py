@@ -32,7 +32,7 @@ class PinVersion:
         if not torch.is_grad_enabled():
             switch.call = Call()  # nobody will ask for its tensors again
         elif not torch.compiler.is_compiling():
-            check = _Check(switch)
+            check = _Check(switch, module.training)
             for tensor in _tensors(output):
                 if tensor.grad_fn is not None:
                     tensor.grad_fn.register_prehook(check)
@@ -49,8 +49,9 @@ class PinVersion:
 
 
 class _Check:
-    def __init__(self, switch: Switch) -> None:
+    def __init__(self, switch: Switch, training: bool) -> None:
         self.switch, self.version, self.call = switch, switch.version, switch.call
+        self.trains = switch.active if training else ()
 
     def __call__(self, gradients: Any) -> None:
         self.switch.call = self.call
@@ -65,6 +66,7 @@ class _Check:
                 "the active adapter has a penalty, which the loss does not hold: add "
                 "trimtab.penalty(model) to it (a loss that the model computes itself has it)"
             )
+        self.switch.trained.update(self.trains)
 
 
 def _tensors(output: Any, depth: int = 3) -> Iterator[Tensor]:

@@ -63,10 +63,13 @@ def _native(folder: Path) -> Saved:
     sites = []
     for entry in config["methods"]:
         method = native.saved_method(entry["method"], entry["arguments"])
+        common = _under(f"shared.{method.name}.", tensors)
         for name in entry["sites"]:
             prefix = f"{name}.{method.name}." if name else ""
-            own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-            sites.append(_site(name or "(parameters of the base)", method, own))
+            own = _under(prefix, tensors)
+            sites.append(_site(name or "(parameters of the base)", method, own, common))
+        if common:
+            sites.append(_counted("(shared)", method.name, common))
     entries = [
         {"method": e["method"], **e["arguments"], "sites": len(e["sites"])}
         for e in config["methods"]
@@ -89,9 +92,15 @@ def _hf(folder: Path) -> Saved:
     return Saved(folder, "peft", known["name"], base, methods, sites, _bytes(folder))
 
 
-def _site(name: str, method: Method, own: dict[str, Tensor]) -> SavedSite:
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
+
+def _site(
+    name: str, method: Method, own: dict[str, Tensor], common: dict[str, Tensor]
+) -> SavedSite:
     counted = _counted(name, method.name, own)
-    if not isinstance(method, Additive):
+    if common or not isinstance(method, Additive):  # what is shared is cut to fit a site
         return counted
     try:
         with torch.no_grad():

@@ -16,6 +16,7 @@ from trimtab.core.compose import Composition
 from trimtab.core.errors import AdapterMismatch, InputError
 from trimtab.core.method import Selection
 from trimtab.core.site import Site
+from trimtab.core.training import warn_unscheduled
 from trimtab.match import sites
 from trimtab.place import Built, build, place
 from trimtab.store import adapterhub, compositions, fingerprint, hf, native
@@ -46,6 +47,7 @@ def save(
     formats = {"trimtab": native, "peft": hf}
     if format not in formats:
         raise InputError(f"format is 'trimtab' or 'peft', not {format!r}")
+    warn_unscheduled(model, adapter)
     formats.pop(format).write(unwrap(model), adapter, folder)
     older = [file for other in formats.values() for file in (other.CONFIG, other.TENSORS)]
     for file in (*older, compositions.CONFIG):  # what lies there in another format

@@ -17,12 +17,13 @@ from trimtab.core import registry
 from trimtab.core.adapter import Adapter
 from trimtab.core.errors import InputError
 from trimtab.core.heads import heads
+from trimtab.core.training import penalty
 from trimtab.data import Splits
 from trimtab.evaluate.predict import precision
 from trimtab.methods.whole import Whole
 from trimtab.tasks import lookup
 from trimtab.tasks.text_classification import Encoded
-from trimtab.tune import features, results
+from trimtab.tune import demands, features, results
 from trimtab.tune.config import Config
 from trimtab.tune.folder import Run
 from trimtab.tune.session import (
@@ -84,7 +85,7 @@ def tune(config: Config, *, resume: bool = False, quiet: bool = False) -> dict[s
 
 def _ready(run: Run, config: Config) -> tuple[Work, Adapter]:
     """All that comes before training. Wrong input shows here, and then leaves no folder behind."""
-    config.build_method()
+    demands.refuse(config)
     check_trackers(config)
     work = _prepare(run, config)
     _baselines(work)
@@ -100,6 +101,12 @@ def _prepare(run: Run, config: Config) -> Work:
     if config.lr is None:
         config.lr = registry.lookup(config.method).learning_rate
     config.labels = labels
+    if demands.pruned(config) and config.patience is not None:
+        config.patience = None
+        session.notes.append(
+            f"{config.method} changes until the last step: the adapter kept is the last one, not "
+            "that of the best evaluation, and --patience does not apply"
+        )
     for split in SPLITS:
         check_digest(config, split, getattr(splits, split))
     config.digests = {split: digest(getattr(splits, split)) for split in SPLITS}
@@ -221,7 +228,8 @@ def _step(work: Work, adapter: Adapter) -> Any:
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         with precision(session.model.device, session.config.autocast):
             outputs = session.model(**inputs)
-            session.task.loss(outputs.logits, batch["labels"]).backward()
+            loss = session.task.loss(outputs.logits, batch["labels"])
+            (loss + penalty(session.model)).backward()
         for parameter in adapter.parameters():
             parameter.grad = None
 

@@ -18,7 +18,7 @@ from trimtab.data import Splits, load
 from trimtab.evaluate.predict import logits, precision
 from trimtab.tasks import TextClassification, lookup
 from trimtab.tasks.text_classification import Encoded
-from trimtab.tune import hardware, positions
+from trimtab.tune import demands, hardware, positions
 from trimtab.tune.config import Config
 
 EVAL_BATCH = 64
@@ -152,11 +152,14 @@ def settle_length(session: Session, rows: Any) -> None:
     """The maximum length in tokens: the longest text of the training data, within the model's
     limit.
     """
-    limit = session.task.limit(session.model, session.tokenizer)
     config = session.config
+    taken = demands.positions(config)
+    limit = session.task.limit(session.model, session.tokenizer) - taken
     if config.max_length is not None and config.max_length > limit:
+        left = f", of which {config.method} takes {taken}" if taken else ""
         raise InputError(
-            f"--max-length {config.max_length} is beyond the {limit} positions of {config.model!r}"
+            f"--max-length {config.max_length} is beyond the {limit + taken} positions of "
+            f"{config.model!r}{left}"
         )
     if config.max_length is None:
         lengths = session.task.lengths(rows, session.tokenizer)
@@ -164,8 +167,8 @@ def settle_length(session: Session, rows: Any) -> None:
 
 
 def narrow(session: Session, encoded: Encoded) -> None:
-    """Leave out what the head never reads, if that changes no output on the shortest, middling and
-    longest examples; what was found is pinned."""
+    """Leave out what the head never reads, if no law looks beyond a position, and if that changes
+    no output on the shortest, middling and longest examples; what was found is pinned."""
     n = len(encoded.examples)
     picked = [
         encoded.examples[i] for i in sorted({*range(min(4, n)), n // 2, max(0, n - 4), n - 1})
@@ -177,7 +180,9 @@ def narrow(session: Session, encoded: Encoded) -> None:
         with precision(session.model.device, session.config.autocast):
             return session.model(**inputs).logits
 
-    if session.config.first_position is None:
+    if not demands.by_position(session.config):
+        session.config.first_position = False
+    elif session.config.first_position is None:
         session.config.first_position = positions.try_narrow(session.model, run)
     elif session.config.first_position:
         positions.narrow(session.model)

@@ -16,8 +16,9 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from trimtab.core.adapter import Adapter
+from trimtab.core.adapter import Adapter, carries
 from trimtab.core.errors import TrimtabError
+from trimtab.core.training import penalty
 from trimtab.store.files import read_json, read_tensors, write_json, write_tensors
 
 TENSORS = "adapter.safetensors"
@@ -45,11 +46,15 @@ class Memory:
 
 class Best(TrainerCallback):
     """Keeps the adapter of the best validation metric, and stops when none better has come for
-    long.
+    long. With `last`, the newest counts as the best: one that is pruned to the end is complete only
+    then.
     """
 
-    def __init__(self, memory: Memory, adapter: Adapter, metric: str, patience: int | None) -> None:
+    def __init__(
+        self, memory: Memory, adapter: Adapter, metric: str, patience: int | None, last: bool
+    ) -> None:
         self.memory, self.adapter, self.metric, self.patience = memory, adapter, metric, patience
+        self.last = last
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.before, self.started = self.memory.seconds, time.perf_counter()
@@ -63,7 +68,7 @@ class Best(TrainerCallback):
         self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
     ) -> None:
         value = metrics[f"eval_{self.metric}"]
-        if value > self.memory.best:
+        if self.last or value > self.memory.best:
             self.memory.best, self.memory.best_step = value, state.global_step
             self.memory.waited = 0
             write_tensors(best_folder(args.output_dir) / TENSORS, self.adapter.tensors())
@@ -126,6 +131,8 @@ class AdapterTrainer(Trainer):
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         loss = self.task.loss(outputs.logits, labels)
+        if model.training and carries(model):
+            loss = loss + penalty(model)
         return (loss, {"logits": outputs.logits}) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 from trimtab.core.adapter import Adapter
 from trimtab.core.errors import InputError
 from trimtab.tasks.text_classification import Encoded
-from trimtab.tune import features, hardware
+from trimtab.tune import demands, features, hardware
 from trimtab.tune.config import Config
 from trimtab.tune.folder import Run
 from trimtab.tune.session import EVAL_BATCH, Session
@@ -36,6 +36,7 @@ def train(
     from transformers import PrinterCallback
 
     from trimtab.tune import progress, trainer
+    from trimtab.tune.schedule import Schedule
 
     checkpoint = trainer.last_checkpoint(run.checkpoints)
     memory = trainer.recall(checkpoint)
@@ -45,10 +46,17 @@ def train(
         return memory, tokens
     model, data, collate = _material(session, encoded, cached)
     bar = progress.Bar(session.task.metric, quiet)
-    best = trainer.Best(memory, adapter, session.task.metric, session.config.patience)
+    best = trainer.Best(
+        memory,
+        adapter,
+        session.task.metric,
+        session.config.patience,
+        last=demands.pruned(session.config),
+    )
     arguments = _arguments(
         session.config, run, len(data["train"]), tokens=through_model(session, cached)
     )
+    schedules = [Schedule()] if through_model(session, cached) else []
     loop = trainer.AdapterTrainer(
         model,
         arguments,
@@ -59,7 +67,7 @@ def train(
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         compute_metrics=_metrics(session),
-        callbacks=[best, progress.Log(run.log), bar],
+        callbacks=[best, *schedules, progress.Log(run.log), bar],
     )
     loop.remove_callback(PrinterCallback)
     try:

@@ -1,0 +1,58 @@
+"""What a run's methods ask of it: facts that it cannot give, positions, the whole last block, the
+last step."""
+
+from __future__ import annotations
+
+from trimtab.core.errors import InputError
+from trimtab.core.method import Intervention, Method, Prefix, Prompt
+from trimtab.core.training import scheduled
+from trimtab.methods.whole import Whole
+from trimtab.tune.config import Config
+
+_MISSING = {
+    "task_ids": "a task for each example (task_ids), which no data file of this task holds",
+    "over": "other adapters on the model, to combine",
+}
+
+
+def methods(config: Config) -> list[Method]:
+    built = config.build_method()
+    return list(built.values()) if isinstance(built, dict) else [built]
+
+
+def refuse(config: Config) -> None:
+    """Methods that cannot be trained by this verb."""
+    for method in methods(config):
+        if missing := sorted(method.needs):
+            what = " and ".join(_MISSING.get(fact, fact) for fact in missing)
+            raise InputError(
+                f"--method {method.name} needs {what}: train it in a loop of your own, with "
+                "trimtab.attach"
+            )
+        if isinstance(method, Whole):
+            raise InputError(
+                "--method whole trains modules beside another method: name them with --train, or "
+                "choose --method full, layers or head"
+            )
+
+
+def positions(config: Config) -> int:
+    """How many positions prompts and prefixes take from what a text may have."""
+    fronts = [m for m in methods(config) if isinstance(m, Prompt | Prefix)]
+    return sum(int(front.arguments().get("length", 0)) for front in fronts)
+
+
+def by_position(config: Config) -> bool:
+    """Whether all laws act at each position by itself, so that those which nobody reads can be
+    left out."""
+    return not any(
+        method.by_example
+        or isinstance(method, Prompt)
+        or (isinstance(method, Intervention) and method.reads_entry)
+        for method in methods(config)
+    )
+
+
+def pruned(config: Config) -> bool:
+    """Whether a method changes until the last step, so that only then its adapter is complete."""
+    return any(scheduled(method) for method in methods(config))
