@@ -13,6 +13,7 @@ from trimtab.core.adapter import Adapter
 from trimtab.core.method import Method, Selection
 from trimtab.testing import architectures, trial
 from trimtab.testing.architectures import Architecture as Architecture
+from trimtab.testing.architectures import tokens as tokens
 from trimtab.testing.laws.merging import affine as affine
 from trimtab.testing.trial import gradients as gradients
 from trimtab.testing.trial import perturb as perturb
@@ -31,18 +32,22 @@ SITED = [method for method in METHODS if not isinstance(method, Selection)]
 AFFINE = [method for method in METHODS if affine(method)]
 
 
+FREE = [method for method in METHODS if not method.needs]
+"""What needs facts of a call, or other adapters, is held to the laws alone."""
+
+
 def by_name(name: str) -> Architecture:
     return next(one for one in architectures.ARCHITECTURES if one.name == name)
 
 
 def pairs(
-    methods: Iterable[Method] = METHODS, architectures: Iterable[Architecture] = ARCHITECTURES
+    methods: Iterable[Method] = FREE, architectures: Iterable[Architecture] = ARCHITECTURES
 ) -> pytest.MarkDecorator:
     """Every method on every architecture, as arguments `method` and `architecture`."""
     return _arguments([(one, other) for other in architectures for one in methods])
 
 
-def rotation(methods: Iterable[Method] = METHODS) -> pytest.MarkDecorator:
+def rotation(methods: Iterable[Method] = FREE) -> pytest.MarkDecorator:
     """Each method on one architecture in turn, for what is slow."""
     return _arguments([(m, ARCHITECTURES[i % len(ARCHITECTURES)]) for i, m in enumerate(methods)])
 

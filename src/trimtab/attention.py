@@ -116,8 +116,8 @@ def _bias(companion: Any, bias: Tensor, n: int) -> Tensor:
 def connect_biases(stack: nn.Module) -> None:
     """The self-attentions with a prefix learn who computes their relative biases: they themselves,
     or the first of their stack."""
-    sources = [plain(module) for module in stack.modules() if _biased(plain(module))]
-    for module in stack.modules():
+    sources = [plain(module) for _, module in walk(stack) if _biased(plain(module))]
+    for _, module in walk(stack):
         companion = module._modules.get("deltas")
         if isinstance(companion, Companion) and "self-attention" in companion.site.roles:
             own = [plain(module)] if plain(module) in sources else sources

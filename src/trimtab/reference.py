@@ -12,6 +12,7 @@ from torch import nn
 from trimtab.core.adapter import record
 from trimtab.core.compose import Composition
 from trimtab.core.host import Host
+from trimtab.core.walk import walk
 from trimtab.together import composed
 
 _READ = ("config", "device", "dtype")
@@ -69,9 +70,11 @@ class Reference(nn.Module):
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, and then in its own again."""
-    modules = list(model.modules())
-    modules += [module.base for module in modules if isinstance(module, Host)]
+    """The base and what acts on it in evaluation mode, and then in their own again."""
+    base = [module for _, module in walk(model)]
+    inside = [module.base for module in base if isinstance(module, Host)]
+    acting = [delta for adapter in record(model).acting() for delta in adapter.members]
+    modules = [*base, *inside, *acting]
     training = [module for module in modules if module.training]
     for module in training:
         module.training = False

@@ -147,7 +147,7 @@ def test_the_base_keeps_its_names(method: Any, architecture: cases.Architecture)
     model = architecture.model()
     before = dict(model.named_parameters())
     cases.attach(model, method)
-    after = {name: p for name, p in model.named_parameters() if ".deltas." not in name}
+    after = {name: p for name, p in model.named_parameters() if ".deltas." not in f".{name}"}
     assert list(after) == list(before)
     assert all(after[name] is parameter for name, parameter in before.items())
 

@@ -97,6 +97,8 @@ def test_a_strided_input_is_made_contiguous_at_a_site(method: Any, merged: bool)
     x = torch.randn(3, 4, 6)[:, -1:, :]
     assert not x.is_contiguous()
     expected = model(x)
+    if method.kinds.isdisjoint({"linear"}):
+        pytest.skip("it acts at no linear map")
     trimtab.attach(model, method, "0")
     model[0].base.seen.clear()
     if merged:

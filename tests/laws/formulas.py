@@ -49,6 +49,16 @@ def _conditional(sites: Sequence[Site]) -> int:
     return 2 * 32 + sum(_bottleneck(site.out_features, 64) + film for site in sites)
 
 
+def _embedded(site: Site) -> int:
+    """The width of a token's embedding, which ALBERT's stack is not of."""
+    return site.module.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+
+
+def _rotations(n: int, b: int) -> int:
+    """A skew-symmetric matrix of b x b for each of n / b blocks."""
+    return n // b * (b * (b - 1) // 2)
+
+
 # At each method's defaults.
 FORMULAS: dict[str, Formula] = {
     "lora": _sum(lambda s: 8 * (s.in_features + s.out_features)),
@@ -57,14 +67,14 @@ FORMULAS: dict[str, Formula] = {
     "bitfit": _sum(lambda s: s.out_features),
     "whole": _sum(_own),
     "dora": _sum(lambda s: 8 * (s.in_features + s.out_features) + s.out_features),
-    "oft": _sum(lambda s: s.in_features // 32 * (32 * 31 // 2)),
+    "oft": _sum(lambda s: _rotations(s.in_features, min(32, s.in_features))),
     "adalora": _sum(lambda s: 12 * (s.in_features + s.out_features + 1)),
     "diff-pruning": _sum(lambda s: 2 * s.in_features * s.out_features),
     "vera": _sum(lambda s: 256 + s.out_features),
     "tokens": _sum(lambda s: s.in_features * s.out_features),
     "ln": _sum(_own),
-    "prompt": _sum(lambda s: 20 * s.out_features),
-    "p-tuning": _sum(lambda s: 20 * s.out_features + 3 * s.out_features * (s.out_features + 1)),
+    "prompt": _sum(lambda s: 20 * _embedded(s)),
+    "p-tuning": _sum(lambda s: 20 * _embedded(s) + 3 * _embedded(s) * (_embedded(s) + 1)),
     "prefix": _sum(lambda s: 2 * 20 * s.out_features),
     "side": _sum(_side),
     "knowledge": _sum(_knowledge),

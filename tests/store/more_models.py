@@ -9,11 +9,13 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
+from trimtab.testing import architectures
+
 HIDDEN = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 TEXT = {**HIDDEN, **QUIET, "vocab_size": cases.VOCAB, "intermediate_size": 64}
 ENDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-LABELS = {"num_labels": 3, "initializer_range": cases.INIT}
+LABELS = {"num_labels": 3, "initializer_range": architectures.INIT}
 
 
 def roberta() -> nn.Module:
@@ -46,7 +48,7 @@ def qwen() -> nn.Module:
         intermediate_size=64,
         num_key_value_heads=2,
         max_position_embeddings=32,
-        initializer_range=cases.INIT,
+        initializer_range=architectures.INIT,
         tie_word_embeddings=True,
     )
     return hf.Qwen2ForCausalLM(config)
@@ -56,7 +58,7 @@ def bart() -> nn.Module:
     layers = {"encoder_layers": 1, "decoder_layers": 1}
     heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
     wide = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": cases.VOCAB, "d_model": 32}
-    quiet = {"dropout": 0.0, "max_position_embeddings": 32, "init_std": cases.INIT}
+    quiet = {"dropout": 0.0, "max_position_embeddings": 32, "init_std": architectures.INIT}
     ends = {**ENDS, "decoder_start_token_id": 2, "forced_eos_token_id": None}
     config = hf.BartConfig(**layers, **heads, **wide, **quiet, **ends)
     return hf.BartForConditionalGeneration(config)
@@ -74,18 +76,18 @@ def whisper() -> nn.Module:
     heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
     wide = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": cases.VOCAB, "d_model": 32}
     sizes = {"num_mel_bins": 8, "max_source_positions": 8, "max_target_positions": 16}
-    quiet = {"dropout": 0.0, "init_std": cases.INIT}
+    quiet = {"dropout": 0.0, "init_std": architectures.INIT}
     ends = {**ENDS, "decoder_start_token_id": 1, "suppress_tokens": None}
     config = hf.WhisperConfig(**layers, **heads, **wide, **sizes, **quiet, **ends)
     return hf.WhisperForConditionalGeneration(config)
 
 
 def _classes() -> dict[str, Tensor]:
-    return {**cases._text(), "labels": torch.tensor([0, 2])}
+    return {**architectures._text(), "labels": torch.tensor([0, 2])}
 
 
 def _tokens() -> dict[str, Tensor]:
-    return {**cases._text(), "labels": cases.tokens(2, 7)}
+    return {**architectures._text(), "labels": architectures.tokens(2, 7)}
 
 
 def _noise(*shape: int) -> Tensor:
@@ -107,7 +109,7 @@ ARCHITECTURES = [
     cases.Architecture(
         "whisper",
         whisper,
-        lambda: {"input_features": _noise(2, 8, 16), "labels": cases.tokens(2, 5)},
+        lambda: {"input_features": _noise(2, 8, 16), "labels": architectures.tokens(2, 5)},
     ),
 ]
 EVERY = [*cases.ARCHITECTURES, *ARCHITECTURES]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cases
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -245,3 +247,85 @@ def test_no_tensors_file(tmp_path: Path) -> None:
     (tmp_path / "adapter.safetensors").unlink()
     with pytest.raises(trimtab.InputError, match="is missing"):
         adapterhub.read(tmp_path)
+
+
+def stored(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
+    """A folder for the test's BERT; its tensors by layer's part and leaf."""
+    narrow = 16 if config["is_parallel"] else K
+    return write(folder, config, narrow=narrow)
+
+
+def law(own: dict[str, Tensor], place: str, z: Tensor, f: Any, s: float) -> Tensor:
+    """s (U f(D z + d) + u), of the library's documentation."""
+    at = f"{place}.adapters.sst."
+    down = z @ own[f"{at}adapter_down.0.weight"].T + own[f"{at}adapter_down.0.bias"]
+    return s * (f(down) @ own[f"{at}adapter_up.weight"].T + own[f"{at}adapter_up.bias"])
+
+
+SEQUENTIAL = {**PFEIFFER, "original_ln_before": False}
+BESIDE = {**PARALLEL, "original_ln_before": False}
+LAWS = {
+    "houlsby": (HOULSBY, torch.nn.functional.silu),
+    "pfeiffer": (SEQUENTIAL, torch.relu),
+    "parallel": (BESIDE, torch.relu),
+}
+
+
+@pytest.mark.parametrize(("config", "f"), LAWS.values(), ids=list(LAWS))
+def test_it_computes_the_documented_law(config: dict[str, Any], f: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    own = stored(tmp_path, config)
+    bert = cases.by_name("bert")
+    expected, model = bert.model(), bert.model()
+    for i, layer in enumerate(expected.bert.encoder.layer):
+        place, taken = f"bert.encoder.layer.{i}", {}
+
+        def after(module: Any, args: Any, y: Tensor, at: str = "") -> Tensor:
+            return y + law(own, at, y, f, config["scaling"])
+
+        def keep(module: Any, args: Any, y: Tensor, taken: Any = taken) -> None:
+            taken["x"] = args[0]
+
+        def beside(module: Any, args: Any, y: Tensor, at: str = "", taken: Any = taken) -> Tensor:
+            return y + law(own, at, taken["x"], f, config["scaling"])
+
+        if config["is_parallel"]:
+            layer.intermediate.dense.register_forward_hook(keep)
+            hook = functools.partial(beside, at=f"{place}.output")
+            layer.output.dense.register_forward_hook(hook)
+            continue
+        hook = functools.partial(after, at=f"{place}.output")
+        layer.output.dense.register_forward_hook(hook)
+        if config["mh_adapter"]:
+            hook = functools.partial(after, at=f"{place}.attention.output")
+            layer.attention.output.dense.register_forward_hook(hook)
+    adapter = trimtab.load(model, tmp_path)
+    assert adapter.name == "sst"
+    found, wanted = (cases.logits(one, bert.batch()) for one in (model, expected))
+    cases.assert_differs(found, cases.logits(bert.model(), bert.batch()))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"original_ln_before": True}, "original_ln_before=True: a bottleneck that reads behind"),
+        ({"original_ln_after": False}, "original_ln_after=False"),
+        ({"residual_before_ln": "post_add"}, "residual_before_ln='post_add' has no equal"),
+        ({"non_linearity": "mish"}, "non_linearity is one of"),
+        ({"is_parallel": True, "mh_adapter": True}, "is_parallel beside an attention"),
+    ],
+    ids=["before", "after", "post_add", "activation", "parallel attention"],
+)
+def test_laws_that_have_no_equal(change: dict[str, Any], match: str, tmp_path: Path) -> None:
+    write(tmp_path, {**SEQUENTIAL, **change})
+    with pytest.raises(trimtab.InputError, match=match):
+        trimtab.load(cases.by_name("bert").model(), tmp_path)
+
+
+def test_a_model_without_the_places(tmp_path: Path) -> None:
+    write(tmp_path, SEQUENTIAL)
+    model = cases.by_name("gpt2").model()
+    with pytest.raises(trimtab.AdapterMismatch, match="has 0 places of the role 'mlp-output'"):
+        trimtab.load(model, tmp_path)
+    assert trimtab.core.adapter.carries(model) is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -87,3 +88,15 @@ def test_training_and_merging_leave_it(method: trimtab.Full, tmp_path: Path) -> 
     before, after = (json.loads(file.read_text()) for file in files)
     assert before.pop("digest") != after.pop("digest")
     assert before == after
+
+
+def test_saved_while_merged_at_parts_of_maps_and_at_tensors(tmp_path: Path) -> None:
+    """What is remembered of the base are its own values, wherever an edit has changed them."""
+    gpt2 = cases.by_name("gpt2")
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    reading = nn.Sequential(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False))
+    for base, target in ((gpt2.model(), "c_attn[query]"), (reading, "in_proj_weight")):
+        model = copy.deepcopy(base)
+        cases.perturb(trimtab.attach(model, trimtab.LoRA(rank=2), target))
+        trimtab.save(trimtab.merge(model), tmp_path / "a")
+        trimtab.load(base, tmp_path / "a")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cases
 import more_models
-import peft
 import pytest
 import torch
+from both_ways import Writes, by_peft, loaded, there_and_back
 from peft import IA3Config, LoHaConfig, LoraConfig
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 import trimtab
 from trimtab.store.describe import describe
@@ -24,8 +22,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
 ]
-
-Writes = Callable[[cases.Architecture, Any], Any]
 
 REGEX = r".*\.layer\.[01]\.(attention\.self\.query|output\.dense)"
 BERT: dict[str, Any] = {
@@ -159,7 +155,6 @@ MORE: dict[str, tuple[str, Any]] = {
         LoraConfig(task_type="SEQ_CLS", target_modules=["q_lin"], bias="all"),
     ),
 }
-TWICE = (".original_module.bias", ".modules_to_save.bias")  # beside the module's own
 CONFIGURATIONS = {
     **{f"bert {name}": ("bert", one) for name, one in BERT.items()},
     **OTHERS,
@@ -170,43 +165,11 @@ every_configuration = pytest.mark.parametrize(
 )
 
 
-def loaded(folder: Path, architecture: cases.Architecture) -> nn.Module:
-    model = architecture.model()
-    trimtab.load(model, folder)
-    return model
-
-
-def by_peft(folder: Path, architecture: cases.Architecture) -> nn.Module:
-    return peft.PeftModel.from_pretrained(architecture.model(), folder).eval()
-
-
 @every_configuration
 def test_there_and_back(
     architecture: str, config: Any, peft_writes: Writes, tmp_path: Path
 ) -> None:
-    """Their file computes the same here; written again it holds the same, and computes the same
-    there.
-    """
-    theirs = peft_writes(more_models.by_name(architecture), config)
-    batch = theirs.architecture.batch()
-    model = loaded(theirs.folder, theirs.architecture)
-    cases.assert_differs(theirs.logits, cases.logits(theirs.architecture.model(), batch))
-    torch.testing.assert_close(cases.logits(model, batch), theirs.logits, rtol=1e-5, atol=1e-5)
-
-    ours = trimtab.save(model, tmp_path / "ours", format="peft")
-    one, other = (load_file(f / "adapter_model.safetensors") for f in (theirs.folder, ours))
-    one = {key: tensor for key, tensor in one.items() if not key.endswith(TWICE)}
-    assert one.keys() == other.keys()
-    for key, tensor in one.items():
-        assert tensor.dtype == other[key].dtype
-        shifted = getattr(config, "bias", "none") != "none" and key.endswith("bias")
-        torch.testing.assert_close(tensor, other[key], rtol=0, atol=1e-6 if shifted else 0)
-    there = cases.logits(by_peft(ours, theirs.architecture), batch)
-    torch.testing.assert_close(there, theirs.logits, rtol=1e-5, atol=1e-5)
-    again = loaded(ours, theirs.architecture)
-    torch.testing.assert_close(
-        cases.logits(again, batch), cases.logits(model, batch), rtol=1e-6, atol=1e-6
-    )
+    there_and_back(more_models.by_name(architecture), config, peft_writes, tmp_path)
 
 
 def test_hyper_parameters_survive(peft_writes: Writes, tmp_path: Path) -> None:

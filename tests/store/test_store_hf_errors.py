@@ -53,8 +53,7 @@ def refused(folder: Path, match: str) -> None:
 
 
 ON = {
-    "use_dora": True,
-    "trainable_token_indices": [1, 2],
+    "use_something": True,
     "target_parameters": ["x.weight"],
     "layer_replication": [[0, 1]],
     "init_lora_weights": "pissa",
@@ -66,12 +65,13 @@ ON = {
 @pytest.mark.parametrize(("field", "value"), ON.items(), ids=list(ON))
 def test_a_field_that_is_on_and_not_understood(theirs: Any, field: str, value: Any) -> None:
     edit(theirs.folder, **{field: value})
-    refused(theirs.folder, f"{field}={value!r} has no equal in lora".replace("[", r"\["))
+    wrong = "starts from another base" if value == "pissa" else "has no equal in lora"
+    refused(theirs.folder, f"{field}={value!r} {wrong}".replace("[", r"\["))
 
 
 @pytest.mark.parametrize("value", [None, False, "", [], {}], ids=repr)
 def test_a_field_that_is_off_and_not_understood(theirs: Any, value: Any) -> None:
-    edit(theirs.folder, use_something_new=value, use_dora=value)
+    edit(theirs.folder, use_something_new=value, use_bdlora=value)
     model = BERT.model()
     trimtab.load(model, theirs.folder)
     there = cases.logits(model, BERT.batch())

@@ -63,7 +63,6 @@ def test_a_configuration_as_plain_fields() -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "dora": (LoraConfig(target_modules=["query"], use_dora=True), "use_dora=True has no equal"),
     "start": (
         LoraConfig(target_modules=["query"], init_lora_weights="gaussian"),
         "init_lora_weights='gaussian': a new adapter starts as lora starts",
@@ -78,10 +77,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "no module with parameters is 'clasifier'",
     ),
     "a norm": (LoraConfig(target_modules=["LayerNorm"]), "lora cannot act at 'bert.embeddings"),
-    "tokens": (
-        LoraConfig(target_modules=["query"], trainable_token_indices=[1]),
-        "trainable_token_indices",
-    ),
     "tying": (
         LoraConfig(target_modules=["query"], ensure_weight_tying=True),
         "ensure_weight_tying",
@@ -106,7 +101,13 @@ def test_no_targets_for_a_model_that_nobody_knows() -> None:
         hf.plan(LoraConfig(), nn.Sequential(nn.Linear(2, 2)))
 
 
-@pytest.mark.parametrize(("kind", "table"), [("LORA", "LORA"), ("LOHA", "LOHA"), ("IA3", "IA3")])
+@pytest.mark.parametrize(
+    ("kind", "table"),
+    [
+        *((kind, kind) for kind in ("LORA", "LOHA", "IA3", "VERA", "OFT", "ADALORA")),
+        ("LN_TUNING", "LNTUNING"),
+    ],
+)
 def test_the_table_of_targets_is_theirs(kind: str, table: str) -> None:
     theirs = getattr(constants, f"TRANSFORMERS_MODELS_TO_{table}_TARGET_MODULES_MAPPING")
     assert {model: defaults.targets(kind, model) for model in theirs} == theirs
@@ -115,3 +116,27 @@ def test_the_table_of_targets_is_theirs(kind: str, table: str) -> None:
 def test_the_table_of_feed_forward_modules_is_theirs() -> None:
     theirs = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
     assert {model: defaults.feedforward(model) for model in theirs} == theirs
+
+
+NEW: dict[str, tuple[str, Any]] = {
+    "vera": ("bert", peft.VeraConfig(r=4)),
+    "dora": ("bert", LoraConfig(r=4, use_dora=True, target_modules=["query", "dense"])),
+    "adalora": ("bert", peft.AdaLoraConfig(total_step=5)),
+    "oft": ("bert", peft.OFTConfig(oft_block_size=8)),
+    "ln": ("gpt2", peft.LNTuningConfig()),
+    "tokens": ("llama", peft.TrainableTokensConfig(token_indices=[3, 5])),
+    "tied tokens": ("gpt2", peft.TrainableTokensConfig(token_indices=[3, 5])),
+    "tokens beside lora": ("llama", LoraConfig(trainable_token_indices=[3, 5])),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
+@pytest.mark.parametrize(("name", "config"), NEW.values(), ids=list(NEW))
+def test_every_type_trains_what_it_trains_there(name: str, config: Any) -> None:
+    architecture = cases.by_name(name)
+    theirs = peft.get_peft_model(architecture.model(), copy.deepcopy(config))
+    ours = architecture.model()
+    adapter = trimtab.attach(ours, config)
+    there = sorted(tuple(p.squeeze().shape) for p in theirs.parameters() if p.requires_grad)
+    here = sorted(tuple(p.squeeze().shape) for p in adapter.parameters())
+    assert here == there

@@ -68,7 +68,8 @@ class Adapter:
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that train."""
         held: list[Tensors] = [*self.members, *self.shared.values()]
-        return [p for one in held for p in one.parameters()] + list(self.selected.values())
+        own = [p for one in held for p in one._parameters.values() if p is not None]
+        return [*own, *self.selected.values()]
 
     def exchange(self) -> None:
         """Swap the selected parameters' values with the remembered ones."""
@@ -92,9 +93,9 @@ class Record:
         """The base's own values, by parameter, where merging or training has changed them."""
         found: dict[str, Tensor] = {}
         for adapter in self.adapters.values():
-            for site, host in adapter.hosts.items():
-                original = getattr(host, "original", {})
-                found |= {f"{site}.{name}": tensor for name, tensor in original.items()}
+            for site, delta in adapter.deltas() if self.switch.merged else ():
+                home, original = delta.site.homes[0], getattr(adapter.hosts[site], "original", {})
+                found |= {f"{home}.{name}": tensor for name, tensor in original.items()}
             if adapter.in_place:
                 found |= adapter.originals
         return found

@@ -42,20 +42,17 @@ class Bottleneck(Intervention):
     init_std: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.activation not in ACTIVATIONS:
             raise InputError(
                 f"{self.name}: activation is one of {sorted(ACTIVATIONS)}, not {self.activation!r}"
             )
-        if self.width < 1:
-            raise InputError(f"{self.name}: width must be at least 1, not {self.width}")
+        self.require("width", self.width >= 1, "be at least 1")
         given = self.reduction
         numeric = isinstance(given, int | float) and not isinstance(given, bool)
-        if given is not None and not (numeric and given > 0):
-            raise InputError(f"{self.name}: reduction must be above 0, not {given!r}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"{self.name}: dropout must lie in [0, 1), not {self.dropout}")
-        if self.init_std < 0:
-            raise InputError(f"{self.name}: init_std must not be negative, and is {self.init_std}")
+        self.require("reduction", given is None or (numeric and given > 0), "be above 0")
+        self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
+        self.require("init_std", self.init_std >= 0, "not be negative")
 
     def m(self, site: Site) -> int:
         """The bottleneck's width at a site."""

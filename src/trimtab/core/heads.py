@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from trimtab.core.host import Deltas
 from trimtab.core.walk import walk
 
 
@@ -20,7 +21,9 @@ def heads(model: nn.Module) -> list[str]:
             return [
                 name
                 for name, child in model.named_children()
-                if child is not body and any(True for _ in child.parameters())
+                if child is not body
+                and not isinstance(child, Deltas)
+                and any(True for _ in child.parameters())
             ]
         output = getattr(model, "get_output_embeddings", lambda: None)()
         return [name for name, module in walk(model) if module is output][:1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
+from trimtab.core.names import Fields as Fields
+from trimtab.core.names import Names as Names
 from trimtab.core.operator import Operator, Patches, dropout, linear
 from trimtab.core.registry import check, frozen, register
 from trimtab.core.site import Geometry, Site
@@ -63,35 +65,6 @@ class Param:
     exact: bool = False
 
 
-@dataclass(frozen=True)
-class Names:
-    """How a method appears in HF PEFT's files, as data: type, tensors, and fields of its
-    configuration.
-    """
-
-    peft_type: str
-    tensors: Mapping[str, str]
-    fields: Mapping[str, str]
-    oriented: str | None = None
-    """The tensor that is (1, in) at sites listed as `feedforward_modules` and (out, 1) elsewhere;
-    the method tells them apart by its hyper-parameter `scales`.
-    """
-    transposed: bool = False
-    """Whether its configuration has `fan_in_fan_out`."""
-    shift: str | None = None
-    """A bias of the update itself: it shifts the output by this tensor times the method's `scale`.
-    """
-    at: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """The tensors at other kinds of geometry than linear maps."""
-    patches: str | None = None
-    """The tensor that reads a convolution's patches: there it has the shape of a convolution, and
-    the other one that of a convolution of kernel 1.
-    """
-
-    def tensors_at(self, kind: str) -> Mapping[str, str]:
-        return self.at.get(kind, {}) if kind in {"embedding", "conv"} else self.tensors
-
-
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """Frozen hyper-parameters plus pure laws over parameters `p`. Concrete classes set `name`.
@@ -99,7 +72,8 @@ class Method(ABC):
     Facts of a class: `kinds` of geometry that its law acts on; `starts_at_base`, None or the reason
     why the adapted model does not start at the base; `needs`, the facts of a call that it cannot do
     without; `by_example`, whether its law tells examples from positions; `base_dropout`, whether
-    the base keeps its dropout.
+    the base keeps its dropout; `replaces`, the base's tensors in whose place its own stand, so that
+    the base may hold other values there.
     """
 
     name: ClassVar[str] = ""
@@ -111,6 +85,7 @@ class Method(ABC):
     starts_at_base: ClassVar[str | None] = None
     needs: ClassVar[frozenset[str]] = frozenset()
     by_example: ClassVar[bool] = False
+    replaces: ClassVar[frozenset[str]] = frozenset()
     hf: ClassVar[Names | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -84,6 +84,8 @@ def check(name: str, field: dataclasses.Field[Any], value: Any) -> None:
                 f"{name}: {field.name} must hold words or numbers only, not {value!r:.60}"
             )
         return
+    if value is None and "None" in str(field.type):
+        return
     expected = type(default)
     fits = isinstance(value, expected) and isinstance(value, bool) == isinstance(default, bool)
     if expected is float:

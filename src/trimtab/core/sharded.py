@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from trimtab.core.errors import InputError
+from trimtab.core.walk import base_parameters, walk
 
 
 def refuse(model: nn.Module) -> None:
     """What is put on a sharded model is neither sharded nor are its gradients reduced."""
-    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+    if any(hasattr(parameter, "full_tensor") for _, parameter in base_parameters(model)):
         raise InputError(
             "the model is sharded over processes, and an adapter put on it now would not be, so "
             "that each process would train its own: attach or load first, then shard"
@@ -20,7 +21,7 @@ def reshard(model: nn.Module) -> None:
     """Put away the gathered parameters that a forward pass may have left: what is written into
     those is lost.
     """
-    for module in model.modules():
+    for _, module in walk(model):
         if hasattr(module, "unshard") and hasattr(module, "reshard"):
             module.reshard()  # type: ignore[operator]
 

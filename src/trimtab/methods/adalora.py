@@ -11,14 +11,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.core.errors import InputError, StateError
-from trimtab.core.method import Additive, Param, Values
+from trimtab.core.method import Additive, Fields, Names, Param, Values
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
+
+_NAMES = {"P": "lora_B", "Q": "lora_A", "E": "lora_E"}
+
+
+def _read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Its scale is that of rank one where alpha is none; how many steps there were is not kept."""
+    found = {key: config[key] for key in ("tinit", "tfinal") if key in config}
+    alpha = config.get("lora_alpha", 8)
+    return found | {"alpha": alpha if alpha > 0 else config.get("init_r", 12)}
+
+
+def _write(method: Any) -> dict[str, Any]:
+    """Steps there must leave one between the first and the last."""
+    steps = {"tinit": method.tinit, "tfinal": method.tfinal}
+    return {"lora_alpha": method.alpha, **steps, "total_step": sum(steps.values()) + 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +47,28 @@ class AdaLoRA(Additive):
 
     name = "adalora"
     paper = "arXiv:2303.10512"
+    hf: ClassVar[Names | None] = Names(
+        peft_type="ADALORA",
+        tensors=_NAMES,
+        fields={
+            "rank": "init_r",
+            "target": "target_r",
+            "dropout": "lora_dropout",
+            "interval": "deltaT",
+            "beta1": "beta1",
+            "beta2": "beta2",
+            "orthogonality": "orth_reg_weight",
+        },
+        transposed=True,
+        biases="lora_only",
+        tokens=True,
+        at={"conv": _NAMES},
+        patterns=(),
+        columns=("E",),
+        state=[f"{name}_{kind}" for name in "PQE" for kind in ("mean", "spread")],
+        masked={"P": 1, "Q": 0, "E": 0},
+        more=Fields(("lora_alpha", "tinit", "tfinal", "total_step", "r"), _read, _write),
+    )
 
     rank: int = 12
     target: int = 8

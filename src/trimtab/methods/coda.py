@@ -56,7 +56,7 @@ class CoDA(Bottleneck):
         return None
 
     def init(self, site: Site) -> dict[str, Param]:
-        w = torch.randn(site.out_features) / math.sqrt(site.out_features)
+        w = 0.02 * torch.randn(site.out_features)  # larger scores saturate λ, and teach nothing
         return {**super().init(site), "w": Param(w, exact=True)}
 
     def edit(self, p: Values, x: Tensor, y: Tensor, call: Call) -> Tensor:

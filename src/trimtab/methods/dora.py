@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.core.call import Call
-from trimtab.core.method import Param, Transform, Values
+from trimtab.core.method import Names, Param, Transform, Values
 from trimtab.core.operator import Operator, Patches, dropout, linear
 from trimtab.core.site import Site
 
@@ -28,6 +29,30 @@ class DoRA(Transform):
     paper = "arXiv:2402.09353"
     kinds = frozenset({"linear", "embedding", "conv"})
     learning_rate = 1e-3
+    hf: ClassVar[Names | None] = Names(
+        peft_type="LORA",
+        tensors={"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"},
+        fields={
+            "rank": "r",
+            "alpha": "lora_alpha",
+            "dropout": "lora_dropout",
+            "rslora": "use_rslora",
+        },
+        transposed=True,
+        biases="lora_only",
+        tokens=True,
+        channels=("m",),
+        at={
+            "embedding": {
+                "A": "lora_embedding_A",
+                "B": "lora_embedding_B",
+                "m": "lora_magnitude_vector",
+            },
+            "conv": {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"},
+        },
+        patches="A",
+        flags={"use_dora": True},
+    )
 
     rank: int = 8
     alpha: float = 16.0

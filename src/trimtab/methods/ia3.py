@@ -32,7 +32,7 @@ class IA3(Transform):
     kinds = frozenset({"linear", "embedding", "conv"})
     learning_rate = 5e-3
     hf: ClassVar[Names | None] = Names(
-        "IA3", tensors={"l": "ia3_l"}, fields={}, oriented="l", transposed=True
+        "IA3", tensors={"l": "ia3_l"}, fields={}, oriented="l", transposed=True, patterns=()
     )
 
     scales: str = "auto"

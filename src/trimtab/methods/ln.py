@@ -32,6 +32,7 @@ class LNTuning(Transform):
         "LN_TUNING",
         tensors={"weight": "ln_tuning_layers.weight", "bias": "ln_tuning_layers.bias"},
         fields={},
+        patterns=(),
     )
 
     def init(self, site: Site) -> dict[str, Param]:

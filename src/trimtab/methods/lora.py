@@ -39,6 +39,8 @@ class LoRA(Additive):
         },
         transposed=True,
         shift="lora_B.bias",
+        biases="lora_only",
+        tokens=True,
         at={
             "embedding": {"A": "lora_embedding_A", "B": "lora_embedding_B"},
             "conv": {"A": "lora_A.weight", "B": "lora_B.weight"},

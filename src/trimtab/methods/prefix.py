@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
-from trimtab.core.method import Param, Prefix, Values
+from trimtab.core.method import Fields, Names, Param, Prefix, Values
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
@@ -35,6 +36,17 @@ class PrefixTuning(Prefix):
     name = "prefix"
     paper = "arXiv:2101.00190"
     learning_rate = 1e-2
+    hf: ClassVar[Names | None] = Names(
+        peft_type="PREFIX_TUNING",
+        tensors={},
+        fields={"length": "num_virtual_tokens"},
+        patterns=(),
+        more=Fields(  # a file holds what the network has made, not the network
+            ("prefix_projection", "encoder_hidden_size", "init_weights"),
+            read=lambda config: {"projection": 0},
+            write=lambda method: {"prefix_projection": False},
+        ),
+    )
 
     length: int = 20
     projection: int = 0

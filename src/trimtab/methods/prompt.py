@@ -10,14 +10,14 @@ which lie where the model expects its input: drawn at random, or those of given 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
-from trimtab.core.method import Param, Prompt, Values
+from trimtab.core.method import Fields, Names, Param, Prompt, Values
 from trimtab.core.site import Site
 
 
@@ -29,6 +29,20 @@ class PromptTuning(Prompt):
     name = "prompt"
     paper = "arXiv:2104.08691"
     learning_rate = 3e-2
+    hf: ClassVar[Names | None] = Names(
+        peft_type="PROMPT_TUNING",
+        tensors={"P": "prompt_embeddings"},
+        fields={"length": "num_virtual_tokens"},
+        patterns=(),
+        more=Fields(
+            (
+                *("prompt_tuning_init", "prompt_tuning_init_text"),
+                *("tokenizer_name_or_path", "tokenizer_kwargs"),
+            ),
+            read=lambda config: {},
+            write=lambda method: {"prompt_tuning_init": "RANDOM"},
+        ),
+    )
 
     length: int = 20
     start: str | tuple[int, ...] = "vocabulary"

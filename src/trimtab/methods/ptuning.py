@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
-from trimtab.core.method import Param, Prompt, Values
+from trimtab.core.method import Fields, Names, Param, Prompt, Values
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
@@ -30,6 +31,20 @@ class PTuning(Prompt):
     name = "p-tuning"
     paper = "arXiv:2103.10385"
     learning_rate = 1e-3
+    hf: ClassVar[Names | None] = Names(
+        peft_type="P_TUNING",
+        tensors={"E": "prompt_embeddings"},
+        fields={"length": "num_virtual_tokens"},
+        patterns=(),
+        more=Fields(  # a file holds what the encoder has made, not the encoder
+            (
+                *("encoder_reparameterization_type", "encoder_hidden_size"),
+                *("encoder_num_layers", "encoder_dropout"),
+            ),
+            read=lambda config: {"encoder": "none"},
+            write=lambda method: {},
+        ),
+    )
 
     length: int = 20
     encoder: str = "mlp"

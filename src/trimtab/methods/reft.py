@@ -41,6 +41,7 @@ class ReFT(Intervention):
     last: int = 7
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rank < 1:
             raise InputError(f"reft: rank must be at least 1, not {self.rank}")
         if min(self.first, self.last) < 0 or self.first + self.last < 1:

@@ -38,6 +38,10 @@ class VeRA(Additive):
             "d_initial": "d_initial",
             "seed": "projection_prng_key",
         },
+        transposed=True,
+        biases="vera_only",
+        patterns=(),
+        common={"A": "vera_A", "B": "vera_B"},
     )
 
     rank: int = 256

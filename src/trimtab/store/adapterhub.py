@@ -8,6 +8,7 @@ stands, its hyper-parameters and its tensors.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from typing import Any
 from torch import Tensor
 
 from trimtab.core.errors import AdapterMismatch, InputError
+from trimtab.core.method import Method
+from trimtab.core.registry import build
+from trimtab.core.site import Site
 from trimtab.store.files import read_json, read_state_dict, read_tensors
 
 CONFIG, TENSORS, PICKLED = "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin"
@@ -92,6 +96,14 @@ class Saved:
     bottlenecks: tuple[Bottleneck, ...]
 
 
+def holds(folder: Path) -> bool:
+    """Whether a folder is AdapterHub's, whose configuration's name HF PEFT's has too."""
+    if not (folder / CONFIG).is_file():
+        return False
+    config = read_json(folder / CONFIG)
+    return "peft_type" not in config and isinstance(config.get("config"), dict)
+
+
 def read(folder: str | Path) -> Saved:
     """A folder of bottleneck adapters, checked; an `InputError` names what cannot be used."""
     folder = Path(folder)
@@ -114,6 +126,73 @@ def read(folder: str | Path) -> Saved:
     _check_places(found, fields, name)
     kind = config.get("model_type")
     return Saved(name, kind if isinstance(kind, str) else None, fields, tuple(found))
+
+
+_ACTIVATIONS = {
+    **{name: name for name in ("relu", "tanh", "gelu", "silu")},
+    "swish": "silu",
+    "leakyrelu": "leaky_relu",
+    "linear": "identity",
+}
+_NAMES = {"D": "D", "D_bias": "d", "U": "U", "U_bias": "u"}
+
+
+def interpret(
+    saved: Saved, known: Mapping[str, Site]
+) -> tuple[list[tuple[Site, Method]], dict[str, Tensor]]:
+    """(site, method) pairs and the tensors under Trimtab's names; an `InputError` says which field
+    has no equal here.
+    """
+    method = _method(saved.fields)
+    pairs: list[tuple[Site, Method]] = []
+    tensors = {}
+    for one in saved.bottlenecks:
+        inside = [s for s in known.values() if s.name.startswith(f"{one.block}.")]
+        sites = list({s.name: s for s in inside if one.role in s.roles}.values())
+        if len(sites) != 1:
+            raise AdapterMismatch(
+                f"adapter {saved.name!r}: {one.block!r} of this model has {len(sites)} places "
+                f"of the role {one.role!r}, and must have one"
+            )
+        (site,) = sites
+        if reason := method.accepts(site):
+            raise AdapterMismatch(f"{method.name} cannot act at {site.name!r}: {reason}")
+        pairs.append((site, dataclasses.replace(method, width=len(one.tensors["D"]))))  # type: ignore[call-arg]
+        for theirs, own in _NAMES.items():
+            tensors[f"{site.name}.{method.name}.{own}"] = one.tensors[theirs]
+    return pairs, tensors
+
+
+def _method(fields: Mapping[str, Any]) -> Method:
+    """The method that is this law: a bottleneck reads what its sublayer gives, or, in parallel,
+    what it takes, and is added before the block's own norm.
+    """
+    parallel = fields["is_parallel"]
+    for field, value in {"original_ln_before": False, "original_ln_after": True}.items():
+        if fields[field] is not value:
+            raise InputError(
+                f"{CONFIG}: {field}={fields[field]!r}: a bottleneck that reads behind the block's "
+                f"norm, or is added behind it, has no equal here; {field} must be {value}"
+            )
+    if parallel and (fields["mh_adapter"] or not fields["output_adapter"]):
+        raise InputError(f"{CONFIG}: is_parallel beside an attention has no equal here")
+    if fields["residual_before_ln"] is not True:
+        raise InputError(
+            f"{CONFIG}: residual_before_ln={fields['residual_before_ln']!r} has no equal here"
+        )
+    activation = fields["non_linearity"].lower()
+    if activation not in _ACTIVATIONS:
+        raise InputError(f"{CONFIG}: non_linearity is one of {sorted(_ACTIVATIONS)} here")
+    one_place = "pfeiffer" if not fields["mh_adapter"] else "houlsby"
+    return build(
+        "parallel" if parallel else one_place,
+        {
+            "activation": _ACTIVATIONS[activation],
+            "scale": float(fields["scaling"]),
+            "dropout": float(fields["dropout"]),
+            "reduction": None,
+        },
+    )
 
 
 def _fields(config: Mapping[str, Any], where: Path) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from trimtab.core.errors import AdapterMismatch, InputError, nearest
 from trimtab.core.method import Method
 from trimtab.core.registry import build
 from trimtab.core.site import Site
+from trimtab.core.walk import walk
 from trimtab.methods.whole import Whole
+from trimtab.place import Built
 from trimtab.store import fingerprint
 from trimtab.store.files import digest, read_json, read_tensors, write_json, write_tensors
 
@@ -30,20 +32,27 @@ CONFIG, TENSORS = "adapter.json", "adapter.safetensors"
 Pairs = list[tuple[Site, Method]]
 
 
-def replaced(deltas: Iterable[tuple[str, Delta]], selected: Iterable[str] = ()) -> set[str]:
-    """The base's parameters whose values an adapter brings along."""
-    whole = {
+def replaced(
+    model: nn.Module, deltas: Iterable[tuple[str, Delta]], selected: Iterable[str] = ()
+) -> set[str]:
+    """The base's parameters whose values an adapter brings along; not those that another module
+    goes on reading, being tied to them."""
+    brought = {
         f"{site}.{name}"
         for site, delta in deltas
-        if delta.method.name == Whole.name
-        for name in delta.tensors()
+        for name in (delta.tensors() if delta.method.name == Whole.name else delta.method.replaces)
     }
-    return whole | set(selected)
+    holding: dict[int, set[str]] = {}
+    for path, module in walk(model):
+        for name, parameter in module._parameters.items():
+            holding.setdefault(id(parameter), set()).add(f"{path}.{name}")
+    read = {name for names in holding.values() if not names <= brought for name in names}
+    return (brought - read) | set(selected)
 
 
 def base(model: nn.Module, adapter: Adapter) -> dict[str, Any]:
     """What is remembered of the base under this adapter."""
-    own = replaced(adapter.deltas(), adapter.selected)
+    own = replaced(model, adapter.deltas(), adapter.selected)
     described = fingerprint.describe(model, own, record(model).originals())
     config = getattr(model, "config", None)
     return {
@@ -52,6 +61,19 @@ def base(model: nn.Module, adapter: Adapter) -> dict[str, Any]:
         "fingerprint": fingerprint.fingerprint(described),
         "parameters": described,
     }
+
+
+def held(built: Built) -> dict[str, Tensor]:
+    """Every tensor of deltas that are on no model yet, by the name that it is saved under."""
+    deltas, shared = built
+    found = {
+        f"{site.name}.{delta.method.name}.{key}": tensor
+        for site, delta in deltas
+        for key, tensor in delta.tensors().items()
+    }
+    for name, common in shared.items():
+        found |= {f"shared.{name}.{key}": tensor for key, tensor in common.tensors().items()}
+    return found
 
 
 def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
@@ -88,7 +110,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{where} has format version {config['version']}; this Trimtab reads up to {VERSION}: "
             "upgrade it"
         )
-    _check(config, {"name": str, "methods": list, "base": dict, "digest": str}, where)
+    _check(config, {"name": str, "methods": list, "base": dict}, where)
     check_base(config["base"], where)
     for entry in config["methods"]:
         if not isinstance(entry, dict):
@@ -103,7 +125,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def check_digest(config: Mapping[str, Any], folder: Path) -> None:
     """The two files belong together. Asked last: a key that is wrong is named before."""
-    if digest(folder / TENSORS) != config["digest"]:
+    known = config.get("digest")  # files of before have none
+    if known is not None and digest(folder / TENSORS) != known:
         raise AdapterMismatch(
             f"{folder / TENSORS} is not the file that {CONFIG} was written for: one of the two was "
             "replaced or changed; save the adapter again, or take both files from one place"

@@ -18,7 +18,7 @@ from trimtab.core.method import Selection
 from trimtab.core.site import Site
 from trimtab.match import sites
 from trimtab.place import Built, build, place
-from trimtab.store import compositions, fingerprint, hf, native
+from trimtab.store import adapterhub, compositions, fingerprint, hf, native
 
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
@@ -104,6 +104,10 @@ def load(
         )
     if (folder / native.CONFIG).exists():
         adapter = _load_native(model, folder, name, force)
+    elif adapterhub.holds(folder):
+        saved = adapterhub.read(folder)
+        pairs, tensors = adapterhub.interpret(saved, _known(model))
+        adapter = place_read(model, name or saved.name, pairs, tensors)
     elif (folder / hf.CONFIG).exists():
         adapter = _load_hf(model, folder, name, force)
     else:
@@ -129,7 +133,9 @@ def _load_native(model: nn.Module, folder: Path, name: str | None, force: bool) 
     if len(named) == 1 and isinstance(named[0][1], Selection) and named[0][0] == "":
         adapter = select(model, named[0][1], name)
         _check_keys(adapter.selected, tensors, name)
-        _check_base(model, native.replaced((), adapter.selected), config["base"], name, force)
+        _check_base(
+            model, native.replaced(unwrap(model), (), adapter.selected), config["base"], name, force
+        )
         native.check_digest(config, folder)
         # not in place yet: activating exchanges them, after what is active now has been taken out
         adapter.originals, adapter.in_place = {key: tensors[key] for key in adapter.selected}, False
@@ -164,7 +170,7 @@ def place_read(
     record_ = admit(model, name)
     built = _build(model, pairs, tensors, name)
     if base is not None:
-        own = native.replaced((site.name, delta) for site, delta in built[0])
+        own = native.replaced(unwrap(model), ((site.name, delta) for site, delta in built[0]))
         _check_base(model, own, base, name, force)
     if check is not None:
         check()
@@ -186,29 +192,20 @@ def _build(
         _check_keys(_shapes(model, pairs, adapter), tensors, adapter)
         built = build(model, pairs)
     with torch.no_grad():
-        for key, tensor in held(built).items():
+        for key, tensor in native.held(built).items():
             tensor.copy_(tensors[key])
     return built
-
-
-def held(built: Built) -> dict[str, Tensor]:
-    """Every tensor of deltas that are on no model yet, by the name that it is saved under."""
-    deltas, shared = built
-    found = {
-        f"{site.name}.{delta.method.name}.{key}": tensor
-        for site, delta in deltas
-        for key, tensor in delta.tensors().items()
-    }
-    for name, common in shared.items():
-        found |= {f"shared.{name}.{key}": tensor for key, tensor in common.tensors().items()}
-    return found
 
 
 def _shapes(model: nn.Module, pairs: native.Pairs, adapter: str) -> dict[str, Tensor]:
     """What the methods will hold, without its memory: a file can ask for any rank."""
     try:
         with torch.device("meta"):
-            return held(build(model, pairs, torch.device("meta")))
+            return native.held(build(model, pairs, torch.device("meta")))
+    except InputError as error:
+        raise AdapterMismatch(
+            f"adapter {adapter!r} cannot be built on this model: {error}"
+        ) from None
     except (RuntimeError, TypeError, OverflowError, ValueError):
         raise AdapterMismatch(
             f"adapter {adapter!r}: {pairs[0][1]} cannot be built on this model"

@@ -55,7 +55,47 @@ _FEEDFORWARD = {
     "down_proj": "llama llama4 mistral gemma gemma2 gemma3_text qwen2 qwen3",
     "w2": "mixtral",
 }
-_TABLES = {"LORA": _ATTENTION, "LOHA": _ATTENTION, "IA3": _SCALED}
+_ALLOTTED = {
+    "q k v o wi wo": "t5",
+    "q k v o wi_0 wi_1 wo": "mt5",
+    "q_proj k_proj v_proj out_proj fc1 fc2": "bart opt",
+    "c_attn": "gpt2 gpt_bigcode",
+    "query_key_value": "bloom gpt_neox",
+    "q_proj v_proj": "gptj gpt_neo llama llama4 gemma gemma2 gemma3_text qwen2 qwen3",
+    "query value": "bert",
+    "query key value dense": "roberta",
+    "query_proj key_proj value_proj dense": "deberta-v2",
+    "in_proj": "deberta",
+    ".*language_model\\..*\\.(q_proj|v_proj)": "gemma4",
+    "q_proj k_proj v_proj o_proj": "nemotron_h",
+}
+_NORMS = {
+    "input_layernorm post_attention_layernorm norm": "llama mistral gemma",
+    "input_layernorm post_attention_layernorm ln_f": "bloom falcon",
+    "multi_modal_projector input_layernorm post_attention_layernorm norm embed_tokens lm_head": (
+        "llava"
+    ),
+    "layer_norm final_layer_norm": "t5 mt5",
+    "self_attn_layer_norm encoder_attn_layer_norm final_layer_norm": "bart",
+    "ln_1 ln_2 ln_f": "gpt2",
+    "layernorm LayerNorm final_layer_norm self_attn_layer_norm": "blip-2",
+    "ln_1 ln_f": "gptj",
+    "input_layernorm final_layernorm": "phi",
+    "input_layernorm post_attention_layernorm pre_feedforward_layernorm "
+    "post_feedforward_layernorm norm": "gemma2 gemma3_text",
+    "post_attention_layernorm": "qwen2 qwen3",
+}
+_TABLES = {
+    **dict.fromkeys(("LORA", "LOHA", "OFT"), _ATTENTION),
+    "VERA": {
+        **_ATTENTION,
+        "q_proj v_proj fc1 fc2": "",
+        "q_proj v_proj": f"{_ATTENTION['q_proj v_proj']} phi",
+    },
+    "IA3": _SCALED,
+    "ADALORA": _ALLOTTED,
+    "LN_TUNING": _NORMS,
+}
 
 
 def targets(peft_type: str, model_type: str) -> list[str] | str:

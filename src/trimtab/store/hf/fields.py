@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from trimtab.core.errors import InputError
-from trimtab.core.method import Method, Names
+from trimtab.core.method import Method, Names, Prefix, Prompt
 from trimtab.core.registry import methods
 from trimtab.store.native import saved_method
 
 CONFIG = "adapter_config.json"
-BIASES = ("all", "lora_only")
-
+TOKENS = "trainable_token_indices"
+BIASES, ROWS = "bitfit", "tokens"
+"""What acts beside a method there: our names of it."""
 _HARMLESS = {
     *("auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode"),
     *("megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision", "task_type"),
@@ -22,7 +23,12 @@ _HARMLESS = {
 _SITES = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("modules_to_save", "feedforward_modules", "rank_pattern", "alpha_pattern"),
+    TOKENS,
 }
+_CHANGING = {"pissa", "olora", "loftq", "corda"}
+"""Starts that take from the base what they put into the adapter."""
+SIZES = {"token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"}
+"""What a prompt's or prefix's configuration says of the model."""
 STARTS: dict[str, tuple[Any, ...]] = {
     "init_lora_weights": (True, "gaussian", "orthogonal"),
     "init_ia3_weights": (True,),
@@ -34,16 +40,20 @@ STARTS: dict[str, tuple[Any, ...]] = {
 def chosen(config: Mapping[str, Any]) -> tuple[type[Method], Names]:
     """The method that a configuration means, after its fields have been checked."""
     wanted = config.get("peft_type")
-    readable = {cls.hf.peft_type: cls for cls in methods().values() if cls.hf is not None}
-    if not isinstance(wanted, str) or wanted not in readable:
-        raise InputError(
-            f"{CONFIG}: peft_type {wanted!r} cannot be read; known: {sorted(readable)}"
-        )
-    names = readable[wanted].hf
-    assert names is not None
+    readable = [(cls, cls.hf) for cls in methods().values() if cls.hf is not None]
+    fitting = [
+        (cls, names)
+        for cls, names in readable
+        if names.peft_type == wanted
+        and all(config.get(field) == value for field, value in names.flags.items())
+    ]
+    if not fitting:
+        known = sorted({names.peft_type for _, names in readable})
+        raise InputError(f"{CONFIG}: peft_type {wanted!r} cannot be read; known: {known}")
+    cls, names = max(fitting, key=lambda pair: len(pair[1].flags))
     _check_forms(config)
-    _refuse_unknown(config, readable[wanted], names)
-    return readable[wanted], names
+    _refuse_unknown(config, cls, names)
+    return cls, names
 
 
 def _check_forms(config: Mapping[str, Any]) -> None:
@@ -61,6 +71,14 @@ def _check_forms(config: Mapping[str, Any]) -> None:
 
 
 def _form(field: str) -> tuple[str, Callable[[Any], bool]]:
+    if field == TOKENS:
+        return (
+            "a list of ids, or an object of such lists",
+            lambda value: (
+                _are(int, value)
+                or (isinstance(value, dict) and all(_are(int, one) for one in value.values()))
+            ),
+        )
     if field in {"rank_pattern", "alpha_pattern"}:
         return "an object", lambda value: isinstance(value, dict)
     if field == "layers_to_transform":
@@ -101,19 +119,39 @@ def layer_patterns(config: Mapping[str, Any]) -> list[str]:
 
 
 def _refuse_unknown(config: Mapping[str, Any], cls: type[Method], names: Names) -> None:
-    understood = _HARMLESS | _SITES | set(names.fields.values())
+    understood = _HARMLESS | _understood(names)
+    if issubclass(cls, Prompt | Prefix):
+        understood |= SIZES
     for field, value in config.items():
         at_start = any(value == one for one in STARTS.get(field, ()))
         if field in understood or at_start or is_off(value):
             continue
-        if field == "bias" and value in BIASES:
+        if field == "bias" and names.biases and value in ("all", names.biases):
             continue
         if field == "lora_bias" and value is True and names.shift is not None:
             continue
+        if field in STARTS and str(value).partition("_")[0] in _CHANGING:
+            raise InputError(
+                f"{CONFIG}: {field}={value!r} starts from another base than the model's own, which "
+                "the file does not hold; convert the adapter to plain LoRA where it was made"
+            )
         raise InputError(
             f"{CONFIG}: {field}={value!r} has no equal in {cls.name}; such a file cannot be used "
             "here without changing what the adapter does"
         )
+
+
+def _understood(names: Names) -> set[str]:
+    known = {
+        "feedforward_modules": names.oriented is not None,
+        "rank_pattern": "rank" in names.patterns or bool(names.masked),
+        "alpha_pattern": "alpha" in names.patterns,
+        "save_projection": bool(names.common),
+        TOKENS: names.tokens,
+    }
+    sites = _SITES - known.keys() | {field for field, holds in known.items() if holds}
+    more = names.more.names if names.more else ()
+    return {*sites, *names.fields.values(), *names.flags, *more}
 
 
 def is_off(value: Any) -> bool:
@@ -125,9 +163,18 @@ def arguments(
 ) -> Method:
     """The method at one site: patterns override the common values."""
     values = {own: config[theirs] for own, theirs in names.fields.items() if theirs in config}
-    for own, pattern in (("rank", "rank_pattern"), ("alpha", "alpha_pattern")):
-        for one, value in (config.get(pattern) or {}).items():
-            if own in names.fields and re.match(ending(one), path):
+    if names.more:
+        try:
+            values |= names.more.read(config)
+        except InputError:
+            raise
+        except (TypeError, ValueError, AttributeError):
+            raise InputError(
+                f"{CONFIG}: of the fields {', '.join(names.more.names)} one is no number"
+            ) from None
+    for own in names.patterns:
+        for one, value in (config.get(f"{own}_pattern") or {}).items():
+            if re.match(ending(one), path):
                 values[own] = value
                 break
     return saved_method(cls.name, {**values, **at_site})

@@ -11,15 +11,23 @@ from torch import nn
 
 from trimtab.core.errors import InputError, SiteNotFound
 from trimtab.core.method import Method
+from trimtab.core.registry import lookup
 from trimtab.core.site import Site
 from trimtab.match import sites
-from trimtab.methods.bitfit import BitFit
 from trimtab.methods.whole import Whole
 from trimtab.store.hf.defaults import feedforward, targets
-from trimtab.store.hf.fields import CONFIG, STARTS, arguments, chosen, is_off
-from trimtab.store.hf.targets import heads, is_target, linears, modules, names
+from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, STARTS, arguments, chosen, is_off
+from trimtab.store.hf.targets import heads, is_target, linears, modules, names, tied, token_ids
+from trimtab.store.native import saved_method
 
 Pairs = list[tuple[Site, Method]]
+
+
+_PROMPTS = {
+    "PROMPT_TUNING": "trimtab.PromptTuning(length=…, start=…)",
+    "P_TUNING": "trimtab.PTuning(length=…, encoder=…)",
+    "PREFIX_TUNING": "trimtab.PrefixTuning(length=…, projection=…)",
+}
 
 
 def plan(config: Any, model: nn.Module) -> Pairs:
@@ -28,6 +36,11 @@ def plan(config: Any, model: nn.Module) -> Pairs:
     `config` is an object with a `peft_type`, such as `peft.LoraConfig(...)`, or its fields.
     """
     fields = _fields(config)
+    if fields.get("peft_type") in _PROMPTS:
+        raise InputError(
+            f"{CONFIG}: a new adapter of {fields['peft_type']} is attached as "
+            f"{_PROMPTS[fields['peft_type']]}, which says where its prompt starts"
+        )
     _complete(fields, model)
     cls, named = chosen(fields)
     for field, allowed in STARTS.items():
@@ -48,16 +61,28 @@ def plan(config: Any, model: nn.Module) -> Pairs:
         if targeted:
             at_site = _orientation(fields, site) if named.oriented else {}
             method = arguments(fields, cls, named, site.name, **at_site)
+            if cls.name == ROWS:
+                pairs += _rows(site, fields.get("token_indices"), known)
+                continue
             if reason := method.accepts(site):
                 raise InputError(f"{method.name} cannot act at {site.name!r}: {reason}")
             pairs.append((site, method))
+        if rows := token_ids(fields, site.name, site):
+            pairs += _rows(site, rows, known)
         if _shifted(fields, site, targeted):
-            pairs.append((site, BitFit()))
+            pairs.append((site, lookup(BIASES)()))
     if not any(isinstance(method, cls) for _, method in pairs):
         raise SiteNotFound(
             f"{CONFIG}: no module matches target_modules={fields.get('target_modules')!r}"
         )
     return pairs
+
+
+def _rows(site: Site, rows: Any, known: list[Site]) -> Pairs:
+    """Tokens of an embedding, at all that is tied to it."""
+    every = tied(site, known)
+    method = saved_method(ROWS, {"rows": rows, "tied": len(every) > 1})
+    return [(one, method) for one in every]
 
 
 def _fields(config: Any) -> dict[str, Any]:
@@ -79,6 +104,8 @@ def _plain(value: Any) -> Any:
 def _complete(fields: dict[str, Any], model: nn.Module) -> None:
     """What HF PEFT fills in by itself: the head to be trained, and targets by the model's type."""
     kind = str(getattr(getattr(model, "config", None), "model_type", None))
+    if fields.get("peft_type") == "TRAINABLE_TOKENS" and fields.get("target_modules") is None:
+        fields["target_modules"] = [site.name for site in sites(model) if "embedding" in site.roles]
     if fields.get("target_modules") is None:
         fields["target_modules"] = targets(str(fields.get("peft_type")), kind)
     if "feedforward_modules" in fields and fields["feedforward_modules"] is None:
@@ -113,8 +140,8 @@ def _orientation(fields: Mapping[str, Any], site: Site) -> dict[str, str]:
 def _shifted(fields: Mapping[str, Any], site: Site, targeted: bool) -> bool:
     """Whether the site's bias trains."""
     if targeted and fields.get("lora_bias"):
-        if reason := BitFit().accepts(site):
+        if reason := lookup(BIASES)().accepts(site):
             raise InputError(f"{CONFIG}: lora_bias cannot act at {site.name!r}: {reason}")
         return True
     everywhere = fields.get("bias") == "all" or (targeted and fields.get("bias") == "lora_only")
-    return everywhere and BitFit().accepts(site) is None
+    return everywhere and lookup(BIASES)().accepts(site) is None

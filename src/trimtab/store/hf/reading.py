@@ -11,19 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.errors import AdapterMismatch, InputError
-from trimtab.core.method import Method, Names
+from trimtab.core.method import Method, Names, Prefix, Prompt
+from trimtab.core.registry import lookup
 from trimtab.core.site import Site
-from trimtab.methods.bitfit import BitFit
 from trimtab.methods.whole import Whole
+from trimtab.place import build
 from trimtab.store import native
 from trimtab.store.files import parse_json, read_json, read_metadata, read_tensors
-from trimtab.store.hf.fields import BIASES, CONFIG, arguments, chosen
+from trimtab.store.hf import prompts, pruned
+from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, TOKENS, arguments, chosen
 from trimtab.store.hf.renames import Renames
-from trimtab.store.hf.targets import is_target, linears, modules, saved
+from trimtab.store.hf.targets import is_target, linears, modules, saved, tied, token_ids
 
 TENSORS = "adapter_model.safetensors"
 _SECOND = (".original_module", ".modules_to_save")
-PREFIX = "base_model.model."
+PREFIX, ROOT = "base_model.model.", "base_model."
+TOKEN_LEAF = "token_adapter.trainable_tokens_delta"
 
 REMEMBERED = "trimtab"  # the metadata's key; in the configuration HF PEFT would warn of it
 
@@ -58,12 +61,15 @@ def interpret(
 ) -> tuple[Pairs, dict[str, Tensor]]:
     """(site, method) pairs, and the tensors under Trimtab's names."""
     cls, names = chosen(config)
+    if issubclass(cls, Prompt | Prefix):
+        return prompts.interpret(config, tensors, (cls, names), model, known, adapter)
     wholes = {id(site) for site in modules(known.values())}
     known = {path: site for path, site in known.items() if id(site) in wholes}
     reading = _Reading(config, cls, names, known, Renames(model), adapter)
     for key, tensor in tensors.items():
         reading.take(key, tensor)
     reading.take_shifts()
+    reading.restore(model)
     reading.require_targets(linears(model, known.values(), config.get("task_type")))
     reading.require_biases()
     if not reading.pairs:
@@ -86,29 +92,61 @@ class _Reading:
     def __post_init__(self) -> None:
         self.pairs: dict[tuple[str, str], tuple[Site, Method]] = {}
         self.tensors: dict[str, Tensor] = {}
+        self.paths: dict[str, str] = {}
         self.shifts: list[tuple[str, Site, Tensor, bool]] = []
 
     def take(self, key: str, tensor: Tensor) -> None:
-        path, leaf = _split(key, self.names)
+        for own, theirs in self.names.common.items():
+            if key == f"{ROOT}{theirs}":
+                self.tensors[f"shared.{self.cls.name}.{own}"] = tensor
+                return
+        path, leaf, ours = _split(key, self.names)
         whole = saved(path, self.config.get("modules_to_save") or ())
         if whole and self.config.get("bias") == "all" and path.endswith(_SECOND):
             return  # with bias="all" a saved module's bias is written three times
         site = self._site(key, path)
-        if leaf in self.names.tensors_at(site.geometry.kind):
-            tensor = tensor.flatten(1) if site.geometry.kind == "conv" else tensor
+        if ours and self.cls.name == ROWS:
+            self._rows(site, self.config.get("token_indices"), tensor)
+        elif ours and leaf in self.names.tensors_at(site.geometry.kind):
+            tensor = self._shaped(site, leaf, tensor)
             oriented = self._orientation(tensor)
             method = arguments(self.config, self.cls, self.names, path, **oriented)
             self._put(site, method, leaf, tensor)
+            self.paths[site.name] = path
+        elif leaf == TOKEN_LEAF and self.names.tokens:
+            rows = token_ids(self.config, path, site)
+            if rows is None:
+                raise AdapterMismatch(f"{CONFIG}: {TOKENS} says nothing of {path!r}")
+            self._rows(site, rows, tensor)
         elif leaf == self.names.shift and self.config.get("lora_bias"):
             self.shifts.append((path, site, tensor, True))
         elif whole:
             self._put(site, Whole(), leaf, tensor)
-        elif leaf == "bias" and self.config.get("bias") in BIASES:
+        elif leaf == "bias" and self.config.get("bias") in ("all", self.names.biases):
             self.shifts.append((path, site, tensor, False))
         else:
             raise AdapterMismatch(
                 f"adapter {self.adapter!r} has a tensor {key!r} that belongs to no site"
             )
+
+    def _rows(self, site: Site, rows: Any, tensor: Tensor) -> None:
+        """Tokens of an embedding act at all that is tied to it, too; there, files of tokens alone
+        hold them twice.
+        """
+        every = tied(site, self.known.values())
+        if len(every) == 1:
+            self._put(site, native.saved_method(ROWS, {"rows": rows}), "t", tensor)
+            return
+        key = f"shared.{ROWS}.t"
+        if key in self.tensors and not torch.equal(self.tensors[key], tensor):
+            raise AdapterMismatch(
+                f"adapter {self.adapter!r}: the tokens of {site.name!r} differ from those that it "
+                "is tied to"
+            )
+        for one in every:
+            method = native.saved_method(ROWS, {"rows": rows, "tied": True})
+            self.pairs.setdefault((one.name, ROWS), (one, method))
+        self.tensors[key] = tensor
 
     def _site(self, key: str, path: str) -> Site:
         site = self.known.get(path) or self.known.get(self.renames.current(path))
@@ -118,6 +156,15 @@ class _Reading:
                 "model has not"
             )
         return site
+
+    def _shaped(self, site: Site, own: str, tensor: Tensor) -> Tensor:
+        """Matrices and vectors, whatever shape convolutions have there."""
+        conv = site.geometry.kind == "conv"
+        if own in self.names.columns and tensor.ndim == 2 and tensor.shape[1] == 1:
+            return tensor[:, 0]
+        if conv and own in self.names.channels and tensor.numel() == site.out_features:
+            return tensor.flatten()
+        return tensor.flatten(1) if conv and tensor.ndim > 1 else tensor
 
     def _orientation(self, tensor: Tensor) -> dict[str, str]:
         if not self.names.oriented:
@@ -160,14 +207,33 @@ class _Reading:
             before = found[site.name][1] if site.name in found else torch.zeros_like(shift)
             found[site.name] = (site, before + shift)
         for site, shift in found.values():
-            self._put(site, BitFit(), "c", shift)
+            self._put(site, lookup(BIASES)(), "c", shift)
+
+    def restore(self, model: nn.Module) -> None:
+        """What the file leaves out, because it follows from the configuration."""
+        acting = [(s, m) for s, m in self.pairs.values() if isinstance(m, self.cls)]
+        if self.names.masked:
+            for site, method in acting:
+                pruned.spread(
+                    self.config, self.names, site, self.paths[site.name], method, self.tensors
+                )
+        common = [f"shared.{self.cls.name}.{own}" for own in self.names.common]
+        drawn = common if self.config.get("save_projection") is False else []
+        if not acting or not (self.names.state or drawn):
+            return
+        with torch.random.fork_rng(devices=[]):
+            fresh = native.held(build(model, acting))
+        for key, tensor in fresh.items():
+            if key in drawn or key.rpartition(".")[2] in self.names.state:
+                self.tensors.setdefault(key, tensor)
 
     def require_targets(self, all_linear: set[str]) -> None:
         """Every module that the configuration names must have its tensors."""
         for path, site in self.known.items():
             taken = {method.name for at, method in self.pairs.values() if at.name == site.name}
             kind = site.geometry.kind
-            if taken - {BitFit.name} or (kind != "linear" and kind not in self.names.at):
+            acts = kind in self.cls.kinds and self.names.tensors_at(kind)
+            if taken - {BIASES, ROWS if self.names.tokens else ""} or not acts:
                 continue
             if any(
                 is_target(self.config, name, all_linear)
@@ -180,25 +246,30 @@ class _Reading:
     def require_biases(self) -> None:
         """Every bias that the configuration says was trained must be there."""
         everywhere = self.config.get("bias") == "all"
-        at_targets = self.config.get("bias") == "lora_only" or self.config.get("lora_bias")
+        only = self.names.biases and self.config.get("bias") == self.names.biases
+        at_targets = only or self.config.get("lora_bias")
         for path, site in self.known.items():
             here = {name for at, name in self.pairs if at == site.name}
             due = everywhere or (at_targets and self.cls.name in here)
-            if due and not here & {BitFit.name, Whole.name} and not BitFit().accepts(site):
+            if due and not here & {BIASES, Whole.name} and not lookup(BIASES)().accepts(site):
                 raise AdapterMismatch(
                     f"adapter {self.adapter!r} misses the bias of {path!r}, which was trained "
                     f"(bias={self.config.get('bias')!r})"
                 )
 
 
-def _split(key: str, names: Names) -> tuple[str, str]:
-    """A tensor's key there -> (module, our name of the tensor or what else it is)."""
+def _split(key: str, names: Names) -> tuple[str, str, bool]:
+    """A tensor's key there -> (module, our name of the tensor or what else it is, whether it is
+    one of the method's).
+    """
     path = key.removeprefix(PREFIX)
     every = [*names.tensors.items(), *(pair for one in names.at.values() for pair in one.items())]
     for own, theirs in every:
-        if path.endswith(f".{theirs}"):
-            return path.removesuffix(f".{theirs}"), own
-    if names.shift is not None and path.endswith(f".{names.shift}"):
-        return path.removesuffix(f".{names.shift}"), names.shift
+        for ending in (f".{theirs}", f".{theirs}.weight"):  # of which versions leave the latter out
+            if path.endswith(ending):
+                return path.removesuffix(ending), own, True
+    for other in (names.shift, TOKEN_LEAF):
+        if other is not None and path.endswith(f".{other}"):
+            return path.removesuffix(f".{other}"), other, False
     module, _, leaf = path.rpartition(".")
-    return module.removesuffix(".base_layer"), leaf
+    return module.removesuffix(".base_layer"), leaf, False

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from trimtab.core.site import Site
-from trimtab.store.hf.fields import layer_patterns
+from trimtab.store.hf.fields import TOKENS, layer_patterns
 
 _CLASSIFIERS = ("score", "classifier")
 _HEADS = {
@@ -44,6 +44,26 @@ def saved(path: str, modules: Iterable[str]) -> bool:
     parts = path.split(".")
     tops = [".".join(parts[: length + 1]) for length in range(len(parts))]
     return any(top.endswith(module) for top in tops for module in modules)
+
+
+def tied(site: Site, known: Iterable[Site]) -> list[Site]:
+    """The sites that hold the same tensor. An embedding whose copies are called in its place is
+    none itself.
+    """
+    every = {one.name: one for one in known if getattr(one.module, "weight", None) is site.weight}
+    embeds = [one for one in every.values() if one.geometry.kind == "embedding"]
+    unused = {one.name for one in embeds if len(embeds) > 1 and "." not in one.name}
+    return [one for name, one in every.items() if name not in unused]
+
+
+def token_ids(config: Mapping[str, Any], path: str, site: Site) -> list[int] | None:
+    """The rows of this module that `trainable_token_indices` names; alone, they are the input
+    embedding's.
+    """
+    chosen = config.get(TOKENS)
+    if isinstance(chosen, list):
+        return chosen if "embedding" in site.roles else None
+    return next((rows for name, rows in (chosen or {}).items() if names([name], path)), None)
 
 
 def is_target(config: Mapping[str, Any], path: str, linears: Collection[str]) -> bool:

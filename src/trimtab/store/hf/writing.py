@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from trimtab.core.adapter import Adapter
 from trimtab.core.errors import InputError
-from trimtab.core.method import Method, Names
-from trimtab.methods.bitfit import BitFit
+from trimtab.core.method import Method, Names, Prefix, Prompt
+from trimtab.core.site import Geometry
 from trimtab.methods.whole import Whole
 from trimtab.store import native
 from trimtab.store.files import write_json, write_tensors
-from trimtab.store.hf.fields import CONFIG
-from trimtab.store.hf.reading import PREFIX, REMEMBERED, TENSORS
+from trimtab.store.hf import prompts, pruned
+from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, TOKENS
+from trimtab.store.hf.reading import PREFIX, REMEMBERED, ROOT, TENSORS, TOKEN_LEAF
 
 _TASKS = {
     "ForSequenceClassification": "SEQ_CLS",
@@ -35,9 +36,13 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
     """The adapter in HF PEFT's format, or an `InputError` that says what that format cannot
     hold.
     """
-    beside = {Whole.name, BitFit.name}
+    beside = {Whole.name, BIASES}
     acting = {site: method for site, method in adapter.entries if method.name not in beside}
     kinds = {method.name for method in acting.values()}
+    if len(kinds) > 1:  # whose configuration may name tokens
+        acting = {site: method for site, method in acting.items() if method.name != ROWS}
+        tokens = kinds & {ROWS}
+        kinds -= tokens if all(one.hf and one.hf.tokens for one in acting.values()) else set()
     if len(kinds) != 1 or (names := next(iter(acting.values())).hf) is None:
         every = {method.name for _, method in adapter.entries} - {Whole.name}
         raise InputError(
@@ -45,16 +50,53 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
             "written in HF PEFT's format, which holds one method that it knows; use "
             "format='trimtab'"
         )
-    config = _config(model, adapter, acting, names)
+    if isinstance(next(iter(acting.values())), Prompt | Prefix):
+        tensors, config = _prompts(model, adapter, acting, names)
+    else:
+        config = _config(model, adapter, acting, names)
+        tensors = _tensors(adapter, acting, names)
     remembered = json.dumps({"name": adapter.name, "base": native.base(model, adapter)})
-    write_tensors(folder / TENSORS, _tensors(adapter, acting, names), {REMEMBERED: remembered})
+    write_tensors(folder / TENSORS, tensors, {REMEMBERED: remembered})
     write_json(folder / CONFIG, dict(sorted(config.items())))
+
+
+def _prompts(
+    model: nn.Module, adapter: Adapter, acting: Mapping[str, Method], names: Names
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if any(method.name == BIASES for _, method in adapter.entries):
+        raise InputError(f"HF PEFT's {names.peft_type} files hold no biases; use format='trimtab'")
+    task = _task_type(model, ["."])
+    tensors, sizes = prompts.write(model, adapter, names, task)
+    method = next(iter(acting.values()))
+    return tensors, {
+        **_about(model, names, task),
+        **sizes,
+        **_plain(method, names),
+    }
+
+
+def _about(model: nn.Module, names: Names, task: str | None) -> dict[str, Any]:
+    return {
+        "peft_type": names.peft_type,
+        "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None),
+        "task_type": task,
+        "inference_mode": True,
+    }
+
+
+def _plain(method: Method, names: Names) -> dict[str, Any]:
+    """A method's hyper-parameters under their names there."""
+    return {
+        **{theirs: getattr(method, own) for own, theirs in names.fields.items()},
+        **(names.more.write(method) if names.more else {}),
+        **names.flags,
+    }
 
 
 def _tensors(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> dict[str, Tensor]:
     tensors = {}
     for site, delta in adapter.deltas():
-        if delta.method.name == BitFit.name:
+        if delta.method.name == BIASES:
             bias = adapter.hosts[site].base.bias.detach()
             where = f"{site}.base_layer" if site in acting else site
             tensors[f"{PREFIX}{where}.bias"] = (bias.float() + delta.get_parameter("c")).detach()
@@ -63,19 +105,47 @@ def _tensors(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> di
             if delta.method.name == Whole.name:
                 tensors[f"{PREFIX}{site}.{own}"] = tensor
                 continue
+            if site not in acting:
+                tensors[f"{PREFIX}{site}.{TOKEN_LEAF}"] = tensor
+                continue
+            if own in names.state or (names.masked and own == "mask"):
+                continue
             geometry = adapter.hosts[site].geometry
             theirs = names.tensors_at(geometry.kind).get(own)
-            if theirs is None or geometry.groups > 1 or site.endswith("]"):
+            at = delta.site
+            part = at.rows is not None or at.parameter is not None
+            stored = geometry.kind == "linear" and geometry.transposed and not names.transposed
+            if theirs is None or geometry.groups > 1 or part or stored:
                 raise InputError(
                     f"{site!r} ({geometry.kind}) cannot be written in HF PEFT's format, which "
                     f"holds no {delta.method.name} there; use format='trimtab'"
                 )
-            if geometry.kind == "conv":
-                ones = (1,) * (len(geometry.shape) - 2)
-                shape = geometry.shape[1:] if own == names.patches else (tensor.shape[1], *ones)
-                tensor = tensor.reshape(tensor.shape[0], *shape)
-            tensors[f"{PREFIX}{site}.{theirs}"] = tensor
+            if names.masked:
+                tensor = pruned.left(names, own, tensor, delta.tensors()["mask"])
+            tensors[f"{PREFIX}{site}.{theirs}"] = _shaped(names, geometry, own, tensor)
+    for shared in adapter.shared.values():
+        for own, theirs in names.common.items():
+            tensors[f"{ROOT}{theirs}"] = shared.tensors()[own]
+    for site, delta in adapter.deltas():
+        if delta.method.name == ROWS and delta.shared is not None:
+            embeds = adapter.hosts[site].geometry.kind == "embedding"
+            leaf = TOKEN_LEAF if site not in acting else TOKEN_LEAF.rpartition(".")[2]
+            if embeds or site in acting:
+                tensors[f"{PREFIX}{site}.{leaf}"] = delta.shared.tensors()["t"].clone()
     return tensors
+
+
+def _shaped(names: Names, geometry: Geometry, own: str, tensor: Tensor) -> Tensor:
+    """The shape that a tensor has there."""
+    if own in names.columns:
+        return tensor[:, None]
+    if geometry.kind != "conv" or names.patches is None:
+        return tensor
+    ones = (1,) * (len(geometry.shape) - 2)
+    if own in names.channels:
+        return tensor.reshape(1, -1, *ones)
+    shape = geometry.shape[1:] if own == names.patches else (tensor.shape[1], *ones)
+    return tensor.reshape(tensor.shape[0], *shape)
 
 
 def _config(
@@ -84,15 +154,15 @@ def _config(
     whole = [site for site, method in adapter.entries if method.name == Whole.name]
     usual = Counter(acting.values()).most_common(1)[0][0]
     config: dict[str, Any] = {
-        "peft_type": names.peft_type,
-        "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None),
-        "task_type": _task_type(model, whole),
-        "inference_mode": True,
+        **_about(model, names, _task_type(model, whole)),
         "target_modules": _target_modules(model, acting),
-        "modules_to_save": _tops(model, whole) or None,
-        **{theirs: getattr(usual, own) for own, theirs in names.fields.items()},
+        **({"modules_to_save": _tops(model, whole)} if whole else {}),
+        **_plain(usual, names),
         **_biases(adapter, acting, names),
+        **_tokens(adapter, acting),
     }
+    if names.common:
+        config["save_projection"] = True
     if names.transposed:
         geometries = [adapter.hosts[site].geometry for site in acting]
         config["fan_in_fan_out"] = all(geometry.transposed for geometry in geometries)
@@ -103,19 +173,25 @@ def _config(
             if d.method.name == usual.name and d.tensors()[names.oriented].shape[0] == 1
         }
         config["feedforward_modules"] = sorted(scaled)
-    for own, pattern in (("rank", "rank_pattern"), ("alpha", "alpha_pattern")):
-        if own in names.fields:
-            config[pattern] = _differing(acting, usual, own)
-    _refuse_mixed(acting, usual, set(names.fields) - {"rank", "alpha"})
+    for own in names.patterns:
+        config[f"{own}_pattern"] = _differing(acting, usual, own)
+    if names.masked:
+        masks = {
+            s: d.tensors()["mask"]
+            for s, d in adapter.deltas()
+            if s in acting and "mask" in d.tensors()
+        }
+        config["rank_pattern"] = pruned.pattern(masks)
+    _refuse_mixed(acting, usual, names)
     return config
 
 
 def _biases(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> dict[str, str]:
     """Which biases train: there it is none, those of the targets, or all."""
-    shifted = {site for site, method in adapter.entries if method.name == BitFit.name}
+    shifted = {site for site, method in adapter.entries if method.name == BIASES}
     if not shifted:
         return {}
-    if names.shift is None:
+    if names.biases is None:
         raise InputError(f"HF PEFT's {names.peft_type} files hold no biases; use format='trimtab'")
     for site in sorted(shifted):
         if getattr(adapter.hosts[site].base, "bias", None) is None:
@@ -123,7 +199,19 @@ def _biases(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> dic
                 f"{site!r} has no bias of its own: HF PEFT's files hold none there; use "
                 "format='trimtab'"
             )
-    return {"bias": "lora_only" if shifted <= set(acting) else "all"}
+    return {"bias": names.biases if shifted <= set(acting) else "all"}
+
+
+def _tokens(adapter: Adapter, acting: Mapping[str, Method]) -> dict[str, Any]:
+    """The rows of embeddings that train beside the method."""
+    found = {}
+    for site, delta in adapter.deltas():
+        if delta.method.name == ROWS and site not in acting:
+            geometry = adapter.hosts[site].geometry
+            rows = delta.method.rows  # type: ignore[attr-defined]
+            if geometry.kind == "embedding":
+                found[site] = list(range(geometry.in_features) if rows is None else rows)
+    return {TOKENS: found} if found else {}
 
 
 def _differing(acting: Mapping[str, Method], usual: Method, own: str) -> dict[str, Any]:
@@ -134,10 +222,13 @@ def _differing(acting: Mapping[str, Method], usual: Method, own: str) -> dict[st
     }
 
 
-def _refuse_mixed(acting: Mapping[str, Method], usual: Method, fields: set[str]) -> None:
+def _refuse_mixed(acting: Mapping[str, Method], usual: Method, names: Names) -> None:
+    """Hyper-parameters that there is one of for all sites."""
+    mine = usual.arguments()
+    free = {*names.patterns, *(() if names.oriented is None else ("scales",))}
     for site, method in acting.items():
-        for field in sorted(fields):
-            if getattr(method, field) != getattr(usual, field):
+        for field, value in method.arguments().items():
+            if field not in free and value != mine[field]:
                 raise InputError(
                     f"HF PEFT's format holds one {field} for all sites; {site!r} has another"
                 )
@@ -145,7 +236,10 @@ def _refuse_mixed(acting: Mapping[str, Method], usual: Method, fields: set[str])
 
 def _target_modules(model: nn.Module, acting: Mapping[str, Method]) -> list[str] | str:
     """Full names; as one regular expression where a name is also the end of another module's."""
-    names = list(acting)
+    names = [site for site, method in acting.items() if not getattr(method, "tied", False)]
+    if not names:  # what is tied to an embedding follows it there
+        embedding = model.get_input_embeddings()
+        names = [name for name, module in model.named_modules() if module is embedding]
     endings = tuple(f".{name}" for name in names)
     if any(name.endswith(endings) and name not in acting for name, _ in model.named_modules()):
         return "|".join(re.escape(name) for name in names)
