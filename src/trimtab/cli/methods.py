@@ -100,6 +100,7 @@ def _probe(
                 progress.print(
                     f"broken: {entry.method}, {row.law} on {row.architecture}: {row.why}",
                     markup=False,
+                    soft_wrap=True,
                 )
     if json_:
         print(table.text())
@@ -108,5 +109,5 @@ def _probe(
             print(line)
     if out:
         for line in conformance.changes(before, table):
-            progress.console.print(line, markup=False, highlight=False)
+            progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 1 if table.broken else 0
