@@ -11,6 +11,7 @@ import importlib.metadata
 import inspect
 import json
 import multiprocessing
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -105,11 +106,13 @@ def read(path: Path) -> Table:
         for method, held in json.loads(path.read_text(encoding="utf8")).items():
             table.methods[method] = held["tried"]
             for law, plain in held["laws"].items():
+                if law not in LAWS:
+                    continue
                 rows = {
                     place: Row(law, place, cast(Outcome, outcome), why)
                     for outcome, reasons in plain["found"].items()
                     for why, places in reasons.items()
-                    for place in places
+                    for place in _places(law, places)
                 }
                 table.entries[method, law] = Entry(method, law, plain["law"], plain["code"], rows)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -121,11 +124,20 @@ def read(path: Path) -> Table:
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
-    found: dict[str, dict[str, list[str]]] = {}
-    for place in [one.name for one in LAWS[entry.law].over]:
+    """Outcome -> reason -> places; for all the places of a law their number."""
+    over = [one.name for one in LAWS[entry.law].over]
+    found: dict[str, dict[str, Any]] = {}
+    for place in over:
         if one := entry.rows.get(place):
             found.setdefault(one.outcome, {}).setdefault(one.why, []).append(place)
+    for reasons in found.values():
+        reasons |= {why: len(over) for why, places in reasons.items() if places == over}
     return {"law": entry.version, "code": entry.code, "found": found}
+
+
+def _places(law: str, places: list[str] | int) -> list[str]:
+    over = [one.name for one in LAWS[law].over]
+    return places if isinstance(places, list) else over if places == len(over) else []
 
 
 def named(known: dict[str, Any], wanted: Iterable[str], what: str) -> list[str]:
@@ -244,8 +256,14 @@ def _once(method: Method, law: Law, places: Sequence[Architecture]) -> list[Row]
     return rows
 
 
+_SITE = re.compile(r" at '[^']*'( \([^)]*\), which '[^']*' names)?|^'[^']*' (?=\(\w+\) cannot)")
+
+
 def _short(found: Row) -> Row:
+    """In a line; a reason without the site, so that those of several models are one."""
     why = " ".join(found.why.split())
+    if found.outcome == "not applicable":
+        why = _SITE.sub("", why)
     return Row(found.law, found.architecture, found.outcome, why[:300] + "…" * (len(why) > 300))
 
 

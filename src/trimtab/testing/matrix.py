@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from trimtab.testing.architectures import ARCHITECTURES
@@ -11,13 +10,6 @@ from trimtab.testing.laws import LAWS
 from trimtab.testing.report import Row
 
 MARKS = {"holds": "✓", "not applicable": "–", "broken": "✗"}
-
-_SITE = re.compile(r" at '[^']*'( \([^)]*\), which '[^']*' names)?")
-
-
-def reason(why: str) -> str:
-    """A reason without the site that it was found at, so that those of several models are one."""
-    return _SITE.sub("", why)
 
 
 def summary(table: Table, chosen: Sequence[str]) -> Iterator[str]:
@@ -53,7 +45,7 @@ def _on(rows: Sequence[Row], tried: int) -> str:
 def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for one in rows:
-        found.setdefault(reason(one.why), []).append(one)
+        found.setdefault(one.why, []).append(one)
     return found
 
 
