@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tests share the cores between processes; a product that waits in every process for both cores is slow.
 WORKERS ?= 2
+JOBS ?= 1
 
-.PHONY: demo test check bench docs format clean
+.PHONY: demo test check bench docs conformance format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +32,11 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 
 docs: $(VENV)/.installed
+	$(BIN)/python docs/generate.py
+
+# Goes on where it was stopped; JOBS processes; ONLY narrows it, such as ONLY='--law hf-peft'.
+conformance: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/trimtab methods --probe --out docs/conformance.json --jobs $(JOBS) $(ONLY)
 	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.installed

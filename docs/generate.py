@@ -11,7 +11,6 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "trimtab"
@@ -21,6 +20,7 @@ def main() -> None:
     wanted = {
         ROOT / "README.md": readme((ROOT / "README.md").read_text(encoding="utf8")),
         ROOT / "docs" / "methods.md": methods(),
+        ROOT / "docs" / "conformance.md": conformance(),
     }
     stale = [
         path for path, text in wanted.items() if not path.exists() or path.read_text("utf8") != text
@@ -94,34 +94,33 @@ def first_line(path: Path) -> str:
 
 def methods() -> str:
     """The table of `trimtab methods`, found by probing, and each method's own words."""
-    from trimtab.capabilities import STANDARD, table
+    from trimtab.capabilities import HEAD, NOTE, cells, table
 
     found = table()
-    head = ["method", "acts on", "merges", "stacks", "HF PEFT", f"parameters at {STANDARD}²", "lr"]
     lines = [
         "# Methods",
         "",
-        "Found by trying each (`trimtab methods`), never typed by hand.",
+        "Found by trying each (`trimtab methods`), never typed by hand. What each holds, on all",
+        "architectures, is in [conformance.md](conformance.md).",
         "",
-        f"| {' | '.join(head)} |",
-        f"|{'---|' * len(head)}",
+        f"| {' | '.join(HEAD)} |",
+        f"|{'---|' * len(HEAD)}",
     ]
-    lines += [f"| {' | '.join(cells(name, row))} |" for name, row in found.items()]
+    for name, row in found.items():
+        first, *rest = cells(name, row)
+        lines.append(f"| {' | '.join([f'`{first}`', *rest])} |")
+    lines += ["", NOTE.replace("*", "\\*")]
     for name in found:
         lines += ["", f"## {name}", "", "```", docstring(name), "```"]
     return "\n".join(lines) + "\n"
 
 
-def cells(name: str, row: dict[str, Any]) -> list[str]:
-    return [
-        f"`{name}`",
-        ", ".join(row["layers"]) or "the base's own parameters",
-        "yes" if row["mergeable"] else "no",
-        "yes" if row["stackable"] else "no",
-        row["hf_peft"] or "–",
-        f"{row['parameters']:,}" if row["parameters"] else "–",
-        f"{row['learning_rate']:g}",
-    ]
+def conformance() -> str:
+    """The table of `trimtab methods --probe`, from its JSON."""
+    from trimtab.testing.conformance import read
+    from trimtab.testing.matrix import page
+
+    return page(read(ROOT / "docs" / "conformance.json"))
 
 
 def docstring(name: str) -> str:

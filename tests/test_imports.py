@@ -17,9 +17,9 @@ LAYERS = [
     {"core"},
     {"methods", "match", "attention", "choose", "place", "together", "adapt", "reference"},
     {"store", "kernels", "quant", "init", "plan"},
-    {"tasks", "data", "tune", "evaluate", "compare", "export", "serve", "combine", "recipes"}
-    | {"capabilities"},
+    {"tasks", "data", "tune", "evaluate", "compare", "export", "serve", "combine", "recipes"},
     {"testing"},
+    {"capabilities"},
     {"cli", "__main__"},
 ]
 RANK = {package: rank for rank, layer in enumerate(LAYERS) for package in layer}

@@ -3,108 +3,224 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trimtab.adapt import activate, attach, detach, merge
+from trimtab import LoRA
+from trimtab.adapt import activate, attach
+from trimtab.core.call import given
+from trimtab.core.compose import Mix
 from trimtab.core.counts import summary
 from trimtab.core.errors import TrimtabError
-from trimtab.core.method import Method, Selection
+from trimtab.core.method import Combine, Method, Selection
 from trimtab.core.registry import methods
-from trimtab.core.site import geometry
 from trimtab.core.training import parameters
+from trimtab.match import sites
+from trimtab.testing.architectures import ARCHITECTURES, BERT, Architecture
+from trimtab.testing.check import hold, own_random_numbers
+from trimtab.testing.laws import LAWS, Law
+from trimtab.testing.layers import LAYERS
+from trimtab.testing.trial import PARTS, NotApplicable, Trial, assert_near, perturb
 
-STANDARD = 768  # the width of the site at which parameters are counted
+WIDTH = 768  # of the site at which parameters are counted
 
-
-class _Transposed(nn.Module):
-    """A linear map that stores (in, out), as transformers' Conv1D does."""
-
-    def __init__(self, inp: int, out: int) -> None:
-        super().__init__()
-        self.nf = out
-        self.weight, self.bias = nn.Parameter(torch.randn(inp, out)), nn.Parameter(torch.zeros(out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight + self.bias
-
-
-_Transposed.__name__ = "Conv1D"
-
-KINDS: dict[str, Callable[[int], nn.Module]] = {
-    "Linear": lambda n: nn.Linear(n, n),
-    "Conv1D": lambda n: _Transposed(n, n),
-    "LayerNorm": lambda n: nn.LayerNorm(n),
-    "Embedding": lambda n: nn.Embedding(n, n),
+LAYER: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Linear": ("Linear", ("query",)),
+    "Conv1D": ("transformers' Conv1D", ("query",)),
+    "Embedding": ("Embedding", ("words",)),
+    "Conv1d": ("Conv1d", ("conv",)),
+    "Conv2d": ("Conv2d", ("conv",)),
+    "LayerNorm": ("LayerNorm", ("norm",)),
+    "fused part": ("fused qkv", ("query", "value")),
+    "MultiheadAttention": ("MultiheadAttention", ("query", "value", "out_proj")),
 }
+"""What a method may act on -> the model of one such layer, and what to name there."""
+
+OUTPUT = "sublayer output"
+SITES = ("stack", "attention", "block")
+"""What it may act on in a transformer beside its maps, as the kind of the site."""
+
+SINGLE: dict[str, Callable[[], nn.Module]] = {
+    "Linear": lambda: nn.Linear(WIDTH, WIDTH),
+    "LayerNorm": lambda: nn.LayerNorm(WIDTH),
+    "Embedding": lambda: nn.Embedding(WIDTH, WIDTH),
+}
+TRANSFORMER = "BERT, 2 blocks of width 768"
 
 
 def table() -> dict[str, dict[str, Any]]:
-    """Every registered method: what it acts on, whether it merges and stacks, files, cost."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return {name: _row(cls()) for name, cls in methods().items()}
+    """Every registered method: what it acts on, what can be done with it, files, cost."""
+    with own_random_numbers():
+        return {name: capabilities(cls()) for name, cls in methods().items()}
 
 
-def _row(method: Method) -> dict[str, Any]:
+def capabilities(method: Method) -> dict[str, Any]:
+    """One method's row."""
     selects = isinstance(method, Selection)
-    layers = [
-        kind for kind in KINDS if not selects and _works(method, kind, lambda model, x, y: True)
-    ]
-    first = layers[0] if layers else None
+    layers = [] if selects else list(_layers(method))
+    count, where = (None, None) if selects else _count(method, layers)
     return {
         "paper": method.paper or None,
+        "kind": _kind(method),
         "targets": list(method.targets),
         "layers": layers,
-        "mergeable": selects or (first is not None and _works(method, first, _merges)),
-        "stackable": first is not None and _works(method, first, _stacks(method)),
+        "mergeable": _holds(method, LAWS["merge"]),
+        "stackable": not selects and _holds(method, LAWS["stack"]),
+        "routable": not selects and _holds(method, LAWS["route"]),
+        "mixable": not selects and _holds(method, MIX),
+        "needs": sorted(method.needs),
         "hf_peft": method.hf.peft_type if method.hf else None,
-        "parameters": _count(method, first) if first else None,
+        "parameters": count,
+        "parameters_at": where,
         "learning_rate": method.learning_rate,
         "options": {field.name: field.default for field in dataclasses.fields(method)},
     }
 
 
-def _works(method: Method, kind: str, holds: Callable[[nn.Module, Tensor, Tensor], bool]) -> bool:
-    """Whether the method attaches to such a layer, changes its output, and the law holds there."""
-    width = 16
-    model = nn.Sequential(KINDS[kind](width))
-    x = torch.arange(width)[None] if kind == "Embedding" else torch.randn(3, width)
+def _kind(method: Method) -> str:
+    """The kind of law, as its class in `core.method` is called; a law of its own kind by name."""
+    base = next(c for c in type(method).__mro__ if c.__module__ == Method.__module__)
+    return method.name if base is Method else base.__name__.lower()
+
+
+def _holds(method: Method, law: Law) -> bool:
+    """Whether the law holds in the first architecture that can tell."""
     try:
-        attach(model, method, to="0", name="probe")
+        hold(method, law, ARCHITECTURES[0], ARCHITECTURES)
+    except (NotApplicable, AssertionError, *_REFUSED):
+        return False
+    return True
+
+
+def _halves_make_a_whole(method: Method, architecture: Architecture) -> None:
+    trial = Trial(method, architecture)
+    for name in ("a", "b"):
+        torch.manual_seed(0)  # the same fixed tensors
+        trial.perturbed(name)
+    activate(trial.model, "a")
+    alone = trial.outputs()
+    activate(trial.model, Mix(a=0.5, b=0.5))
+    assert_near(trial.outputs(), alone, "two halves against one")
+
+
+MIX = Law("mix", 7, "two halves of the same make it whole", _halves_make_a_whole)
+_REFUSED = (TrimtabError, RuntimeError, NotImplementedError)
+
+
+def _layers(method: Method) -> Iterator[str]:
+    """What it acts on: attached there, it changes the output."""
+    anywhere = False  # at a map wherever it is, its sublayer's output included
+    for name, (layer, targets) in LAYER.items():
+        model = next(one.model for one in LAYERS if one.name == layer)
+        if any(_acts(method, model, target) for target in targets):
+            anywhere |= name == "Linear"
+            yield name
+    standard = ARCHITECTURES[0]
+    for kind, names in _places().items():
+        if not (anywhere and kind == OUTPUT) and any(
+            _acts(method, standard, name) for name in names
+        ):
+            yield kind
+
+
+@functools.cache
+def _places() -> dict[str, list[str]]:
+    """What it may act on in a transformer -> targets there: a site of the kind, or a role."""
+    known = sites(ARCHITECTURES[0].model())
+    kinds = {kind: [s.name for s in known if s.geometry.kind == kind] for kind in SITES}
+    few = {kind: names[:1] + names[-1:] for kind, names in kinds.items()}
+    return {OUTPUT: ["attention-output", "mlp-output"], **few}
+
+
+def _acts(method: Method, architecture: Architecture, target: str) -> bool:
+    model, batch = architecture.model(), architecture.batch()
+    try:
+        attached(method, model, target)
+        before = _outputs(method, architecture, model, batch)
         with torch.no_grad():
-            before = model(x)
             for parameter in parameters(model):
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-            y = model(x)
-            return not torch.equal(before, y) and holds(model, x, y)
-    except (TrimtabError, RuntimeError, NotImplementedError):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        return not torch.equal(before, _outputs(method, architecture, model, batch))
+    except _REFUSED:
         return False
 
 
-def _merges(model: nn.Module, x: Tensor, y: Tensor) -> bool:
-    return torch.allclose(merge(model)(x), y, atol=1e-4)
+def attached(method: Method, model: nn.Module, target: str | None) -> None:
+    """The method there; one that combines adapters over two of LoRA there."""
+    if not isinstance(method, Combine):
+        attach(model, method, to=target, name="probe")
+        return
+    for seed, name in enumerate(PARTS):
+        perturb(attach(model, LoRA(rank=2), to=target, name=name), seed)
+    activate(model, None)
+    attach(model, dataclasses.replace(method, over=PARTS), name="probe")
 
 
-def _stacks(method: Method) -> Callable[[nn.Module, Tensor, Tensor], bool]:
-    def holds(model: nn.Module, x: Tensor, y: Tensor) -> bool:
-        from trimtab.core.compose import Stack
-
-        attach(model, method, to="0", name="second")
-        activate(model, Stack("probe", "second"))
-        stacked = torch.allclose(model(x), y, atol=1e-4)
-        detach(model, "second")
-        activate(model, "probe")
-        return stacked and torch.equal(model(x), y)
-
-    return holds
+def _outputs(
+    method: Method, architecture: Architecture, model: nn.Module, batch: dict[str, Any]
+) -> Tensor:
+    if "task_ids" not in method.needs:
+        return architecture.outputs(model, batch)
+    count = len(next(iter(batch.values())))
+    with given(model, task_ids=torch.zeros(count, dtype=torch.long)):
+        return architecture.outputs(model, batch)
 
 
-def _count(method: Method, kind: str) -> int:
-    model = nn.Sequential(KINDS[kind](STANDARD))
-    assert geometry(model[0]).kind != "other"
-    attach(model, method, to="0")
-    return summary(model).trainable
+def _count(method: Method, layers: Sequence[str]) -> tuple[int | None, str | None]:
+    """Trained parameters at one site of the standard width where it can act on one alone, and in a
+    transformer of that width at its own targets otherwise; and which of the two.
+    """
+    single = next((name for name in SINGLE if name in layers), None)
+    if single is not None:
+        model = nn.Sequential(SINGLE[single]())
+        attached(method, model, "0")
+        return summary(model, "probe").trainable, f"{single}, {WIDTH}"
+    trial = Trial(method, Architecture("standard", _standard, dict))
+    trial.attach()
+    return summary(trial.model, "default").trainable, TRANSFORMER
+
+
+def _standard() -> nn.Module:
+    """The tiny BERT with the width of a usual one."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    wide = {"hidden_size": WIDTH, "num_attention_heads": 12, "intermediate_size": 4 * WIDTH}
+    return BertForSequenceClassification(BertConfig(**{**BERT, **wide}))
+
+
+HEAD = (
+    "method",
+    "kind",
+    "targets",
+    "acts on",
+    "can be",
+    "needs",
+    "HF PEFT",
+    f"parameters at {WIDTH}",
+    "lr",
+)
+
+
+def cells(name: str, row: dict[str, Any]) -> list[str]:
+    """A row of the table as words, in the order of `HEAD`."""
+    words = {"mergeable": "merged", "stackable": "stacked", "routable": "routed"}
+    can = [word for key, word in {**words, "mixable": "mixed"}.items() if row[key]]
+    mark = "*" if row["parameters_at"] == TRANSFORMER else ""
+    return [
+        name,
+        row["kind"],
+        ", ".join(row["targets"]) or "–",
+        ", ".join(row["layers"]) or "the base's own parameters",
+        ", ".join(can) or "–",
+        ", ".join(row["needs"]) or "–",
+        row["hf_peft"] or "–",
+        f"{row['parameters']:,}{mark}" if row["parameters"] is not None else "–",
+        f"{row['learning_rate']:g}",
+    ]
+
+
+NOTE = f"* in a transformer ({TRANSFORMER}), at the method's own targets; others: at one site"

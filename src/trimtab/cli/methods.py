@@ -3,48 +3,111 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
+
+from trimtab.core.errors import InputError
 
 
 def register(app: typer.Typer) -> None:
     app.command(
         "methods",
         help="What each method can do, found by trying it.",
-        epilog="Example: trimtab methods --json",
+        epilog="Examples: trimtab methods --json; trimtab methods --probe --method lora",
     )(methods)
 
 
-def methods(json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    from trimtab.capabilities import STANDARD, table
+Names = list[str] | None
+
+
+def methods(
+    json_: Annotated[bool, Option("--json", help="Print JSON.")] = False,
+    probe: Annotated[bool, Option("--probe", help="Hold the methods to the laws instead.")] = False,
+    method: Annotated[Names, Option(help="With --probe: this method; may be repeated.")] = None,
+    law: Annotated[Names, Option(help="With --probe: this law; may be repeated.")] = None,
+    architecture: Annotated[
+        Names, Option(help="With --probe: on this architecture; may be repeated.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        Option(help="With --probe: the table's file; one that is there is gone on with."),
+    ] = None,
+    jobs: Annotated[int, Option(min=1, help="With --probe: processes.")] = 1,
+) -> int:
+    if probe:
+        return _probe(method or [], law or [], architecture or [], out, jobs, json_)
+    if method or law or architecture or out or jobs != 1:
+        raise InputError("--method, --law, --architecture, --out and --jobs belong to --probe")
+    from trimtab.capabilities import HEAD, NOTE, cells, table
 
     rows = table()
     if json_:
         print(json.dumps(rows))
-        return
+        return 0
     from rich.console import Console
     from rich.table import Table
 
     shown = Table(header_style="bold", pad_edge=False)
-    for name in (
-        "method",
-        "layers",
-        "merges",
-        "stacks",
-        "HF PEFT",
-        f"parameters at {STANDARD}²",
-        "lr",
-    ):
-        shown.add_column(name)
+    for index, name in enumerate(HEAD):
+        shown.add_column(name, no_wrap=index == 0)
     for name, row in rows.items():
-        shown.add_row(
-            name,
-            ", ".join(row["layers"]) or "the base's own",
-            "yes" if row["mergeable"] else "no",
-            "yes" if row["stackable"] else "no",
-            row["hf_peft"] or "–",
-            f"{row['parameters']:,}" if row["parameters"] else "–",
-            f"{row['learning_rate']:g}",
-        )
-    Console(highlight=False).print(shown)
+        shown.add_row(*cells(name, row))
+    console = Console(highlight=False)
+    console.print(shown)
+    console.print(NOTE, markup=False)
+    return 0
+
+
+def _probe(
+    method: list[str],
+    law: list[str],
+    architecture: list[str],
+    out: Path | None,
+    jobs: int,
+    json_: bool,
+) -> int:
+    """Exit code 1 if anything is broken."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from trimtab.core.registry import methods
+    from trimtab.store.files import write_text
+    from trimtab.testing import conformance, matrix
+    from trimtab.testing.architectures import ARCHITECTURES
+    from trimtab.testing.laws import LAWS
+
+    chosen = conformance.named(methods(), method, "method")
+    laws = conformance.named(LAWS, law, "law")
+    places = conformance.named(
+        {one.name: one for one in ARCHITECTURES}, architecture, "architecture"
+    )
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"{out.parent} is no folder: --out names a file in one that is there")
+    before = conformance.read(out) if out else conformance.Table()
+    table = conformance.read(out) if out else conformance.Table()
+    todo = conformance.tasks(table, chosen, laws, places)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("probing", total=len(todo))
+        for entry in conformance.probe(todo, jobs):
+            table.put(entry)
+            if out:
+                write_text(out, table.text())
+            progress.update(bar, advance=1, description=f"{entry.method}, {entry.law}")
+            for row in entry.of("broken"):
+                progress.print(
+                    f"broken: {entry.method}, {row.law} on {row.architecture}: {row.why}",
+                    markup=False,
+                    soft_wrap=True,
+                )
+    if json_:
+        print(table.text())
+    else:
+        for line in matrix.summary(table, chosen):
+            print(line)
+    if out:
+        for line in conformance.changes(before, table):
+            progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 1 if table.broken else 0

@@ -41,7 +41,7 @@ def check_method(
         raise InputError(f"a method is an object such as trimtab.LoRA(rank=8), not {one!r}")
     chosen = [_formula(law, parameters) for law in _named(laws)]
     report = Report(repr(one))
-    with _own_random_numbers():
+    with own_random_numbers():
         if architectures is not None:
             for law in chosen:
                 for where in architectures if law.over is ARCHITECTURES else law.over:
@@ -73,7 +73,7 @@ def _formula(law: Law, parameters: Formula | None) -> Law:
 
 
 @contextmanager
-def _own_random_numbers() -> Iterator[None]:
+def own_random_numbers() -> Iterator[None]:
     """The laws draw the same numbers each time, and the caller's are left as they are."""
     before = random.getstate()
     with torch.random.fork_rng(devices=[]):

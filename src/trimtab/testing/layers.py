@@ -95,7 +95,7 @@ LAYERS: tuple[Layer, ...] = (
     _layer("Linear", lambda: nn.Linear(WIDTH, 2 * WIDTH), _rows),
     _layer("Linear without bias", lambda: nn.Linear(WIDTH, 2 * WIDTH, bias=False), _rows),
     _layer("transformers' Conv1D", _transposed, _rows),
-    _layer("Embedding", lambda: nn.Embedding(100, WIDTH), lambda: tokens(2, 5), "embedding"),
+    _layer("Embedding", lambda: nn.Embedding(100, WIDTH), lambda: tokens(2, 5), "words"),
     _layer("LayerNorm", lambda: nn.LayerNorm(WIDTH), _rows, "norm"),
     _layer("Conv1d", lambda: nn.Conv1d(4, 6, 3, padding=1), lambda: numbers(2, 4, 9), "conv"),
     _layer("Conv2d", lambda: nn.Conv2d(4, 6, 3, stride=2), _image, "conv"),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-Outcome = Literal["holds", "not applicable", "broken"]
+Outcome = Literal["holds", "not applicable", "broken", "not run"]
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def files_of_hf_peft(method: Method, architecture: Architecture) -> None:
             raise NotHere(str(error)) from None
         with _their_warnings():
             there = _there(architecture.model(), ours)
-            assert_near(_their_outputs(trial, there), outputs, "our file, run by HF PEFT", 2e-5)
+            found = _their_outputs(trial, there, like=outputs)
+            assert_near(found, outputs, "our file, run by HF PEFT", 2e-5)
             there.save_pretrained(str(theirs))
         _same_files(ours, theirs)
         back = Trial(method, architecture)
@@ -58,18 +59,24 @@ def files_of_hf_peft(method: Method, architecture: Architecture) -> None:
 
 
 def _there(model: nn.Module, folder: Path) -> Any:
+    """As one that trains, where it may: HF PEFT's AdaLoRA computes no loss otherwise."""
     import peft
 
-    return peft.PeftModel.from_pretrained(model, str(folder)).eval()
+    trains = not peft.PeftConfig.from_pretrained(str(folder)).is_prompt_learning
+    return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=trains).eval()
 
 
-def _their_outputs(trial: Trial, there: nn.Module) -> torch.Tensor:
-    """HF PEFT takes tasks as an argument of the call."""
+def _their_outputs(trial: Trial, there: Any, like: torch.Tensor) -> torch.Tensor:
+    """HF PEFT takes tasks as an argument of the call, and leaves the positions of a prompt in the
+    logits of a decoder."""
     batch = dict(trial.batch)
     if "task_ids" in getattr(trial.method, "needs", ()):
         count = next(len(value) for value in batch.values() if isinstance(value, torch.Tensor))
         batch["task_ids"] = torch.zeros(count, dtype=torch.long)
-    return trial.architecture.outputs(there, batch)
+    found = trial.architecture.outputs(there, batch)
+    added = getattr(there.active_peft_config, "num_virtual_tokens", None) or 0
+    longer = found.ndim == 3 and found.shape[1] == like.shape[1] + added
+    return found[:, added:] if longer else found
 
 
 @contextmanager
