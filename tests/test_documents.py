@@ -47,7 +47,8 @@ def _of_two(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_every_page_is_tried_and_linked() -> None:
-    elsewhere = {"loops", "methods", "glossary", "LOG"}  # tests of their own, or without code
+    # tests of their own, or without code
+    elsewhere = {"loops", "methods", "conformance", "glossary", "LOG"}
     assert {path.stem for path in (ROOT / "docs").glob("*.md")} == set(PAGES) | elsewhere
     readme = (ROOT / "README.md").read_text(encoding="utf8")
     assert [page for page in PAGES if f"docs/{page}.md" not in readme] == []

@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 Names = list[str] | None
+_WIDE = 150  # columns of a terminal that shows the whole table
 
 
 def methods(
@@ -47,17 +48,24 @@ def methods(
     if json_:
         print(json.dumps(rows))
         return 0
+    from rich.box import HEAVY_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(header_style="bold", pad_edge=False)
-    for index, name in enumerate(HEAD):
-        shown.add_column(name, no_wrap=index == 0)
-    for name, row in rows.items():
-        shown.add_row(*cells(name, row))
     console = Console(highlight=False)
+    narrow = console.width < _WIDE
+    left_out = {"targets", "acts on", "lr"} if narrow else set()
+    shown = Table(header_style="bold", pad_edge=False, box=None if narrow else HEAVY_HEAD)
+    for name in HEAD:
+        if name not in left_out:
+            shown.add_column(name, no_wrap=name == "method")
+    for name, row in rows.items():
+        named = zip(HEAD, cells(name, row), strict=True)
+        shown.add_row(*(cell for column, cell in named if column not in left_out))
     console.print(shown)
     console.print(NOTE, markup=False)
+    if narrow:
+        console.print("Targets, kinds of layers, learning rates: a wider terminal, or --json.")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from trimtab.testing.architectures import ARCHITECTURES
@@ -51,7 +52,7 @@ def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def page(table: Table) -> str:
     """The table as Markdown: a mark a cell, and the reasons beneath, numbered."""
-    notes: dict[str, int] = {}
+    notes: dict[str, list[str]] = {}
     text = [HEAD.format(count=len(ARCHITECTURES), once=", ".join(sorted(ONCE)))]
     for title, numbers in GROUPS.items():
         laws = [law for law in LAWS.values() if law.number in numbers]
@@ -62,7 +63,10 @@ def page(table: Table) -> str:
             text.append(f"| `{method}` | {' | '.join(cells)} |")
         text += ["", *(f"- **{law.name}** (law {law.number}): {law.says}" for law in laws)]
     text += ["", "## Notes", ""]
-    text += [f"{number}. {_escaped(note)}" for note, number in notes.items()]
+    for number, (note, places) in enumerate(notes.items(), 1):
+        everywhere = any({one.name for one in law.over} == set(places) for law in LAWS.values())
+        where = "" if everywhere else f" ({', '.join(places)})"
+        text.append(f"{number}. {_escaped(note)}{where}")
     return "\n".join(text) + "\n"
 
 
@@ -84,20 +88,40 @@ law of layers: on models of one layer each). Found by `make conformance`, never 
 {once}. Law 9, a quantised base, is not here yet."""
 
 
-def _cell(entry: Entry | None, notes: dict[str, int]) -> str:
+def _cell(entry: Entry | None, notes: dict[str, list[str]]) -> str:
     if entry is None:
         return "?"
     held, tried = len(entry.of("holds")), _tried(entry)
-    told = [_note(entry, outcome, tried) for outcome in ("not applicable", "broken")]
-    marks = [str(notes.setdefault(note, len(notes) + 1)) for found in told for note in found]
+    marks = set()
+    for row in [*entry.of("not applicable"), *entry.of("broken")]:
+        note = _note(entry.method, row)
+        places = notes.setdefault(note, [])
+        if row.architecture not in places:
+            places.append(row.architecture)
+        marks.add(list(notes).index(note) + 1)
     sign = "✗" if entry.of("broken") else "–" if not held else f"{held} of {tried}"
     sign = "✓" if held == tried else sign
-    return f"{sign} <sup>{' '.join(marks)}</sup>" if marks else sign
+    return f"{sign} <sup>{' '.join(map(str, sorted(marks)))}</sup>" if marks else sign
 
 
-def _note(entry: Entry, outcome: str, tried: int) -> Iterator[str]:
-    for why, rows in _grouped(entry.of(outcome)).items():
-        yield f"{why}{_on(rows, tried)}"
+_OTHERWISE = {
+    r"'[^']*'( and '[^']*')+ are tied": "weights are tied",
+    r"'[\w.]*\.[\w.]*'": "a site",
+    r"\b\w+(For|Model)\w*\b": "the model",
+    r", and this is \w+$": " alone",
+}
+"""What differs between models in a reason -> how its note says it."""
+
+
+def _note(method: str, row: Row) -> str:
+    """The reason as it is for any method and any site: a note for many cells."""
+    if row.outcome == "broken":
+        return "broken: conformance.json says how"
+    own = re.escape(method)
+    why = re.sub(rf"^{own}(?=[ :])|(?<=holds no ){own}(?= there)", "it", row.why)
+    for pattern, words in _OTHERWISE.items():
+        why = re.sub(pattern, words, why)
+    return why
 
 
 def _escaped(note: str) -> str:
