@@ -9,6 +9,7 @@ number of layers.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -179,6 +180,12 @@ def _written_prefix(
 ) -> tuple[Tensor, dict[str, Any]]:
     from trimtab.match import sites
 
+    base: Any = getattr(model, "base_model", model)
+    if "past_key_values" not in inspect.signature(base.forward).parameters:
+        raise InputError(
+            f"HF PEFT puts prefixes into a cache, which {type(model).__name__} has none of; use "
+            "format='trimtab'"
+        )
     layers = [site.name for site in _layers(model, {one.name: one for one in sites(model)})]
     if [site for site, _ in acting] != layers:
         raise InputError(

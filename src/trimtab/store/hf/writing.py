@@ -15,12 +15,14 @@ from trimtab.core.adapter import Adapter
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method, Names, Prefix, Prompt
 from trimtab.core.site import Geometry
+from trimtab.match import sites
 from trimtab.methods.whole import Whole
 from trimtab.store import native
 from trimtab.store.files import write_json, write_tensors
 from trimtab.store.hf import prompts, pruned
 from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, TOKENS
 from trimtab.store.hf.reading import PREFIX, REMEMBERED, ROOT, TENSORS, TOKEN_LEAF
+from trimtab.store.hf.targets import modules, tied
 
 _TASKS = {
     "ForSequenceClassification": "SEQ_CLS",
@@ -50,6 +52,7 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
             "written in HF PEFT's format, which holds one method that it knows; use "
             "format='trimtab'"
         )
+    _refuse_untied(model, adapter)
     if isinstance(next(iter(acting.values())), Prompt | Prefix):
         tensors, config = _prompts(model, adapter, acting, names)
     else:
@@ -58,6 +61,18 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
     remembered = json.dumps({"name": adapter.name, "base": native.base(model, adapter)})
     write_tensors(folder / TENSORS, tensors, {REMEMBERED: remembered})
     write_json(folder / CONFIG, dict(sorted(config.items())))
+
+
+def _refuse_untied(model: nn.Module, adapter: Adapter) -> None:
+    """There, tokens of an embedding act at all that is tied to it."""
+    untied = [site for site, m in adapter.entries if m.name == ROWS and not m.arguments()["tied"]]
+    known = modules(sites(model)) if untied else []
+    for site in known:
+        if site.name in untied and len(every := tied(site, known)) > 1:
+            raise InputError(
+                f"HF PEFT's tokens of {site.name!r} act at all that is tied to it: attach "
+                f"Tokens(tied=True) to {[one.name for one in every]}, or use format='trimtab'"
+            )
 
 
 def _prompts(
@@ -161,6 +176,9 @@ def _config(
         **_biases(adapter, acting, names),
         **_tokens(adapter, acting),
     }
+    if usual.name == ROWS and config["token_indices"] is None:  # every row, which there is a list
+        embedding = next(adapter.hosts[site].geometry for site in acting)
+        config["token_indices"] = list(range(embedding.in_features))
     if names.common:
         config["save_projection"] = True
     if names.transposed:
