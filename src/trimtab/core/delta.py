@@ -94,11 +94,12 @@ class Delta(Tensors):
     @property
     def key(self) -> str:
         """What it is called among the deltas of an adapter at one module."""
+        parts = [self.method.name]
         if self.site.parameter is not None:
-            return f"{self.method.name}@{self.site.parameter.replace('.', '/')}"
+            parts.append(self.site.parameter.replace(".", "/"))
         if self.site.rows is not None:
-            return f"{self.method.name}@{self.site.name.rpartition('[')[2].rstrip(']')}"
-        return self.method.name
+            parts.append(self.site.name.rpartition("[")[2].rstrip("]"))
+        return "@".join(parts)
 
     def extra_repr(self) -> str:
         shapes = ", ".join(f"{name}: {tuple(t.shape)}" for name, t in self.tensors().items())
