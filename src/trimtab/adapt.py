@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
+from typing import TypeGuard
 
 from torch import nn
 
@@ -13,10 +14,10 @@ from trimtab.core import sharded
 from trimtab.core.adapter import RECORD, Adapter, Record, carries, intact, record, unwrap
 from trimtab.core.compose import Composition, Route, Stack, order
 from trimtab.core.errors import InputError, SiteNotFound, StateError
-from trimtab.core.host import Host
+from trimtab.core.host import Companion, Host
 from trimtab.core.method import Combine, Method, Prefix, Prompt, Selection
 from trimtab.core.site import Site
-from trimtab.core.walk import base_parameters
+from trimtab.core.walk import base_parameters, plain, walk
 from trimtab.match import Target
 from trimtab.place import build, guard, hosts_of, place, reconnect, release, remove, tied
 from trimtab.together import composed, only_combined
@@ -88,6 +89,7 @@ def _upon_base(model: nn.Module, record_: Record) -> Iterator[None]:
 def admit(model: nn.Module, name: str) -> Record:
     """The record under which a new adapter of this name can be put on the model now."""
     record_ = _record(model)
+    _refuse_nested(model, record_)
     sharded.refuse(model)
     record_.switch.refuse_held()
     if not _NAME.fullmatch(name):
@@ -99,6 +101,22 @@ def admit(model: nn.Module, name: str) -> Record:
     if record_.switch.merged:
         raise StateError("the model is merged: unmerge it before attaching another adapter")
     return record_
+
+
+def _refuse_nested(model: nn.Module, record_: Record) -> None:
+    """A module has one record: its own, or that of the model which it is a part of."""
+    for name, module in walk(model):
+        switches = {held.switch for held in (module, module._modules.get("deltas")) if _ours(held)}
+        own = plain(module) is not model and RECORD in plain(module).__dict__
+        if own or switches - {record_.switch}:
+            raise StateError(
+                f"{name or type(model).__name__!r} carries an adapter of its own, or one of the "
+                "model that it is a part of: attach to one of the two only"
+            )
+
+
+def _ours(module: nn.Module | None) -> TypeGuard[Host | Companion]:
+    return isinstance(module, Host | Companion)
 
 
 def _record(model: nn.Module) -> Record:
