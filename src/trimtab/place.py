@@ -149,8 +149,17 @@ def _connect(model: nn.Module, record: Record, adapter: Adapter) -> None:
                 )
             _host(model, entry, record).tapped[adapter.name] = entry.name
             _host(model, entries[site], record).reads[adapter.name] = entry.name
-    if any(isinstance(m, Beside | Prompt | Prefix | Combine) for _, m in adapter.entries):
+    if _hooked(adapter, record):
         reconnect(model, record)
+
+
+def _hooked(adapter: Adapter, record: Record) -> bool:
+    """Whether hooks must be hung anew once the adapter's hosts have come or gone: its own, and
+    those that others have at blocks, which stand on what is at a block's place now."""
+    own, around = (Beside, Prompt, Prefix, Combine), record.adapters.values()
+    return any(isinstance(method, own) for _, method in adapter.entries) or any(
+        isinstance(method, Beside) for other in around for _, method in other.entries
+    )
 
 
 def _reads_entry(adapter: Adapter) -> bool:
@@ -255,7 +264,7 @@ def remove(model: nn.Module, record: Record, adapter: Adapter) -> None:
         companion = module._modules.get("deltas")
         if isinstance(companion, Companion) and not companion._modules:
             del module._modules["deltas"]
-    if any(isinstance(m, Beside | Prompt | Prefix | Combine) for _, m in adapter.entries):
+    if _hooked(adapter, record):
         reconnect(model, record)
 
 
