@@ -196,6 +196,9 @@ def detach(model: nn.Module, name: str | None = None, *, keep: bool = False) -> 
     """Remove an adapter (the only one, if no name is given); the rest stay as they are, bit for
     bit.
 
+    Of a `Stack` the others go on acting. A `Mix`, `Route` or `Fuse` ends with any of its parts:
+    those that are left stay on the model, and neither act nor train until they are activated.
+
     With the last adapter the model is the base again, gradients asked for as before. `keep=True`,
     on a merged model, removes every adapter and leaves the merged weights: the model for export.
     """
@@ -223,8 +226,11 @@ def _remove(model: nn.Module, record_: Record, name: str, keep: bool) -> None:
     adapter = record_.adapters.pop(name)
     if not keep:
         _set_trained(adapter, active=False)
-    if name in record_.switch.active or keep:
+    before = record_.switch.active
+    if name in before or keep:
         record_.switch.set(_without(record_.switch.composition, name))
+    for fallen in set(before) - {*record_.switch.active, name} if not keep else ():
+        _set_trained(record_.adapters[fallen], active=False)
     if adapter.hosts:
         remove(model, record_, adapter)
     if not record_.adapters:
