@@ -216,11 +216,18 @@ def match(model: nn.Module, target: Target, method: Method) -> list[Site]:
 
     A target is a role (see `ROLES`), a glob over full names (`*.layer.[0-3].*`), a regular
     expression over full names (`re:…` or a compiled pattern), or a name: a module's full name or
-    the end of it. A list is the union. Raises `SiteNotFound` where one of them finds nothing.
+    the end of it. A list is the union. Raises `SiteNotFound` where one of them finds nothing, and
+    `InputError` where there is none.
     """
+    asked = list(_each(target))
+    if not asked or "" in asked:
+        raise InputError(
+            f"{method.name}: the target {target!r} is empty, and names nothing: give a role, a "
+            "name or a pattern, or leave it out for the method's own"
+        )
     known = sites(model)
     wanted: set[str] = set()
-    for one in _each(target):
+    for one in asked:
         named = [site for site in known if _selects(one, site)]
         fitting = [site for site in named if method.accepts(site) is None]
         if not fitting:
