@@ -19,7 +19,7 @@ from trimtab.core.method import Combine, Method, Prefix, Prompt, Selection
 from trimtab.core.site import Site
 from trimtab.core.walk import base_parameters, plain, walk
 from trimtab.match import Target
-from trimtab.place import build, guard, hosts_of, place, reconnect, release, remove, tied
+from trimtab.place import build, guard, hosts_of, place, reconnect, release, remove, tied, withdraw
 from trimtab.together import composed, only_combined
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
@@ -129,11 +129,16 @@ def _record(model: nn.Module) -> Record:
 def install(model: nn.Module, record_: Record, adapter: Adapter) -> Adapter:
     """From here on the model carries the adapter; with the first one it is frozen and watched."""
     record_.adapters[adapter.name] = adapter
-    if RECORD not in model.__dict__:
-        guard(model, record_)
-        if adapter.hosts:
-            reconnect(model, record_)
-    activate(model, adapter.name)
+    try:
+        if RECORD not in model.__dict__:
+            guard(model, record_)
+            if adapter.hosts:
+                reconnect(model, record_)
+        activate(model, adapter.name)
+    except BaseException:
+        _set_trained(record_.adapters.pop(adapter.name), active=False)
+        withdraw(model, record_, adapter)
+        raise
     return adapter
 
 

@@ -152,15 +152,22 @@ _INPUTS = {False: "input", True: "decoder-input"}
 ROOT = "root"
 
 
-def _embeddings(model: nn.Module, runs_: list[Run]) -> set[int]:
-    """The input embedding of tokens; where its weight is tied to those of stacks (T5, BART), the
-    modules that they call."""
+def input_embedding(model: nn.Module) -> nn.Module | None:
+    """What embeds the model's input, if it says so: many that see or hear have no such module, or
+    only a parameter."""
     find = getattr(model, "get_input_embeddings", None)
     try:
         found = find() if find is not None else None
     except NotImplementedError:
-        found = None
-    if not isinstance(found, nn.Module) or geometry(plain(found)).kind != "embedding":
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def _embeddings(model: nn.Module, runs_: list[Run]) -> set[int]:
+    """The input embedding of tokens; where its weight is tied to those of stacks (T5, BART), the
+    modules that they call."""
+    found = input_embedding(model)
+    if found is None or geometry(plain(found)).kind != "embedding":
         return set()
     weight = plain(found).weight
     within = [
