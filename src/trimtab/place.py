@@ -43,6 +43,12 @@ def build(
             keys[method.name if same == 1 else f"{method.name}-{same}"] = shared[method]
     deltas = []
     for site, method in pairs:
+        if ignored := method.ignored(site):
+            raise InputError(
+                f"{method.name}: no {ignored} can act on the input of {site.name!r}, since "
+                f"{type(site.module).__name__} reads that weight itself: set {ignored}=0 there (by "
+                "a plan, target -> method, for this site alone), or leave the site out"
+            )
         index, total = grouped[method].index(site), len(grouped[method])
         deltas.append((site, Delta(method, site, index, shared.get(method), device, total)))
     _refuse_twice(deltas)
