@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
+from typing import TypeGuard
 
 from torch import nn
 
@@ -13,12 +14,12 @@ from trimtab.core import sharded
 from trimtab.core.adapter import RECORD, Adapter, Record, carries, intact, record, unwrap
 from trimtab.core.compose import Composition, Route, Stack, order
 from trimtab.core.errors import InputError, SiteNotFound, StateError
-from trimtab.core.host import Host
+from trimtab.core.host import Companion, Host
 from trimtab.core.method import Combine, Method, Prefix, Prompt, Selection
 from trimtab.core.site import Site
-from trimtab.core.walk import base_parameters
+from trimtab.core.walk import base_parameters, plain, walk
 from trimtab.match import Target
-from trimtab.place import build, guard, hosts_of, place, reconnect, release, remove, tied
+from trimtab.place import build, guard, hosts_of, place, reconnect, release, remove, tied, withdraw
 from trimtab.together import composed, only_combined
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
@@ -88,6 +89,7 @@ def _upon_base(model: nn.Module, record_: Record) -> Iterator[None]:
 def admit(model: nn.Module, name: str) -> Record:
     """The record under which a new adapter of this name can be put on the model now."""
     record_ = _record(model)
+    _refuse_nested(model, record_)
     sharded.refuse(model)
     record_.switch.refuse_held()
     if not _NAME.fullmatch(name):
@@ -101,6 +103,22 @@ def admit(model: nn.Module, name: str) -> Record:
     return record_
 
 
+def _refuse_nested(model: nn.Module, record_: Record) -> None:
+    """A module has one record: its own, or that of the model which it is a part of."""
+    for name, module in walk(model):
+        switches = {held.switch for held in (module, module._modules.get("deltas")) if _ours(held)}
+        own = plain(module) is not model and RECORD in plain(module).__dict__
+        if own or switches - {record_.switch}:
+            raise StateError(
+                f"{name or type(model).__name__!r} carries an adapter of its own, or one of the "
+                "model that it is a part of: attach to one of the two only"
+            )
+
+
+def _ours(module: nn.Module | None) -> TypeGuard[Host | Companion]:
+    return isinstance(module, Host | Companion)
+
+
 def _record(model: nn.Module) -> Record:
     if carries(model):
         return record(model)
@@ -111,11 +129,16 @@ def _record(model: nn.Module) -> Record:
 def install(model: nn.Module, record_: Record, adapter: Adapter) -> Adapter:
     """From here on the model carries the adapter; with the first one it is frozen and watched."""
     record_.adapters[adapter.name] = adapter
-    if RECORD not in model.__dict__:
-        guard(model, record_)
-        if adapter.hosts:
-            reconnect(model, record_)
-    activate(model, adapter.name)
+    try:
+        if RECORD not in model.__dict__:
+            guard(model, record_)
+            if adapter.hosts:
+                reconnect(model, record_)
+        activate(model, adapter.name)
+    except BaseException:
+        _set_trained(record_.adapters.pop(adapter.name), active=False)
+        withdraw(model, record_, adapter)
+        raise
     return adapter
 
 
@@ -178,6 +201,9 @@ def detach(model: nn.Module, name: str | None = None, *, keep: bool = False) -> 
     """Remove an adapter (the only one, if no name is given); the rest stay as they are, bit for
     bit.
 
+    Of a `Stack` the others go on acting. A `Mix`, `Route` or `Fuse` ends with any of its parts:
+    those that are left stay on the model, and neither act nor train until they are activated.
+
     With the last adapter the model is the base again, gradients asked for as before. `keep=True`,
     on a merged model, removes every adapter and leaves the merged weights: the model for export.
     """
@@ -207,8 +233,11 @@ def _remove(model: nn.Module, record_: Record, name: str, keep: bool) -> None:
     record_.switch.scheduled.discard(name)
     if not keep:
         _set_trained(adapter, active=False)
-    if name in record_.switch.active or keep:
+    before = record_.switch.active
+    if name in before or keep:
         record_.switch.set(_without(record_.switch.composition, name))
+    for fallen in set(before) - {*record_.switch.active, name} if not keep else ():
+        _set_trained(record_.adapters[fallen], active=False)
     if adapter.hosts:
         remove(model, record_, adapter)
     if not record_.adapters:

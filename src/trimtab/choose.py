@@ -79,7 +79,8 @@ def _pairs(
     pairs: list[tuple[Site, Method]] = [(site, Whole()) for site in held.values()]
     for place_, (target, one) in enumerate(plan):
         group = target if target is not None else place_
-        wanted = (to or _own(model, one)) if target is None else target
+        wanted = target if target is not None else to
+        wanted = _own(model, one) if wanted is None else wanted
         for site in match(model, wanted, one):
             owner = taken.get(site.name)
             if owner is None or owner == group or (target is None and owner != Whole.name):

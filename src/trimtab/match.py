@@ -152,15 +152,22 @@ _INPUTS = {False: "input", True: "decoder-input"}
 ROOT = "root"
 
 
-def _embeddings(model: nn.Module, runs_: list[Run]) -> set[int]:
-    """The input embedding of tokens; where its weight is tied to those of stacks (T5, BART), the
-    modules that they call."""
+def input_embedding(model: nn.Module) -> nn.Module | None:
+    """What embeds the model's input, if it says so: many that see or hear have no such module, or
+    only a parameter."""
     find = getattr(model, "get_input_embeddings", None)
     try:
         found = find() if find is not None else None
     except NotImplementedError:
-        found = None
-    if not isinstance(found, nn.Module) or geometry(plain(found)).kind != "embedding":
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def _embeddings(model: nn.Module, runs_: list[Run]) -> set[int]:
+    """The input embedding of tokens; where its weight is tied to those of stacks (T5, BART), the
+    modules that they call."""
+    found = input_embedding(model)
+    if found is None or geometry(plain(found)).kind != "embedding":
         return set()
     weight = plain(found).weight
     within = [
@@ -216,11 +223,18 @@ def match(model: nn.Module, target: Target, method: Method) -> list[Site]:
 
     A target is a role (see `ROLES`), a glob over full names (`*.layer.[0-3].*`), a regular
     expression over full names (`re:…` or a compiled pattern), or a name: a module's full name or
-    the end of it. A list is the union. Raises `SiteNotFound` where one of them finds nothing.
+    the end of it. A list is the union. Raises `SiteNotFound` where one of them finds nothing, and
+    `InputError` where there is none.
     """
+    asked = list(_each(target))
+    if not asked or "" in asked:
+        raise InputError(
+            f"{method.name}: the target {target!r} is empty, and names nothing: give a role, a "
+            "name or a pattern, or leave it out for the method's own"
+        )
     known = sites(model)
     wanted: set[str] = set()
-    for one in _each(target):
+    for one in asked:
         named = [site for site in known if _selects(one, site)]
         fitting = [site for site in named if method.accepts(site) is None]
         if not fitting:

@@ -18,7 +18,7 @@ from trimtab.core.layout import Run, runs, tables
 from trimtab.core.method import Beside, Combine, Intervention, Method, Prefix, Prompt
 from trimtab.core.site import Site, geometry
 from trimtab.core.walk import base_parameters, plain, walk
-from trimtab.match import ROOT, sites
+from trimtab.match import ROOT, input_embedding, sites
 
 Built = tuple[list[tuple[Site, Delta]], dict[str, Tensors]]
 
@@ -43,10 +43,17 @@ def build(
             keys[method.name if same == 1 else f"{method.name}-{same}"] = shared[method]
     deltas = []
     for site, method in pairs:
+        if ignored := method.ignored(site):
+            raise InputError(
+                f"{method.name}: no {ignored} can act on the input of {site.name!r}, since "
+                f"{type(site.module).__name__} reads that weight itself: set {ignored}=0 there (by "
+                "a plan, target -> method, for this site alone), or leave the site out"
+            )
         index, total = grouped[method].index(site), len(grouped[method])
         deltas.append((site, Delta(method, site, index, shared.get(method), device, total)))
     _refuse_twice(deltas)
     _refuse_two_kinds(model, deltas)
+    _refuse_unread(model, deltas)
     return deltas, keys
 
 
@@ -66,6 +73,19 @@ def _refuse_two_kinds(model: nn.Module, deltas: Sequence[tuple[Site, Delta]]) ->
         kinds[home] = wanted
 
 
+def _refuse_unread(model: nn.Module, deltas: Sequence[tuple[Site, Delta]]) -> None:
+    """What acts beside a whole sublayer needs a map that reads the sublayer's input."""
+    reading = [(site, delta) for site, delta in deltas if _reads(delta.method)]
+    entries = {site.name: site for site in sites(model)} if reading else {}
+    for site, delta in reading:
+        entry = entries.get(site.entry or "")
+        if entry is None or entry.parameter or entry.in_features != site.out_features:
+            raise InputError(
+                f"{delta.method.name} reads the input of a whole sublayer, and of {site.name!r} no "
+                "map is known that reads it"
+            )
+
+
 def _refuse_twice(deltas: Sequence[tuple[Site, Delta]]) -> None:
     seen = set()
     for site, delta in deltas:
@@ -75,10 +95,29 @@ def _refuse_twice(deltas: Sequence[tuple[Site, Delta]]) -> None:
 
 
 def place(model: nn.Module, record: Record, name: str, built: Built) -> Adapter:
-    """Put deltas on the model as one adapter. All that can fail has been done before."""
+    """Put deltas on the model as one adapter; after an error the model is as it was."""
     deltas, shared = built
     adapter = Adapter(name, tuple((site.name, delta.method) for site, delta in deltas))
     adapter.shared = shared
+    try:
+        _place(model, record, adapter, deltas)
+    except BaseException:
+        withdraw(model, record, adapter)
+        raise
+    return adapter
+
+
+def withdraw(model: nn.Module, record: Record, adapter: Adapter) -> None:
+    """Take off whatever of an adapter is on the model."""
+    remove(model, record, adapter)
+    if not record.adapters:
+        release(model, record)
+
+
+def _place(
+    model: nn.Module, record: Record, adapter: Adapter, deltas: Sequence[tuple[Site, Delta]]
+) -> None:
+    name = adapter.name
     watched: dict[str, dict[str, Host]] = {}
     for site, delta in deltas:
         if isinstance(delta.method, Prompt | Prefix | Beside) or site.geometry.kind == "stack":
@@ -91,12 +130,10 @@ def place(model: nn.Module, record: Record, name: str, built: Built) -> Adapter:
         adapter.members.append(delta)
     for parent, hosts in watched.items():
         model.get_submodule(parent).register_forward_hook(watch.NoticeSkipped(hosts))
-    if shared:
-        root = Site(ROOT, model, geometry(model), homes=("",))
-        for key, held in shared.items():
-            _companion(root, record).add(name, key, held)
+    root = Site(ROOT, model, geometry(model), homes=("",))
+    for key, held in adapter.shared.items():
+        _companion(root, record).add(name, key, held)
     _connect(model, record, adapter)
-    return adapter
 
 
 def _host(model: nn.Module, site: Site, record: Record) -> Host:
@@ -141,16 +178,20 @@ def _connect(model: nn.Module, record: Record, adapter: Adapter) -> None:
     entries = {site.name: site for site in sites(model)} if _reads_entry(adapter) else {}
     for site, delta in adapter.deltas():
         if _reads(delta.method):
-            entry = entries.get(delta.site.entry or "")
-            if entry is None or entry.parameter or entry.in_features != delta.site.out_features:
-                raise InputError(
-                    f"{delta.method.name} reads the input of a whole sublayer, and of {site!r} no "
-                    "map is known that reads it"
-                )
+            entry = entries[delta.site.entry or ""]
             _host(model, entry, record).tapped[adapter.name] = entry.name
             _host(model, entries[site], record).reads[adapter.name] = entry.name
-    if any(isinstance(m, Beside | Prompt | Prefix | Combine) for _, m in adapter.entries):
+    if _hooked(adapter, record):
         reconnect(model, record)
+
+
+def _hooked(adapter: Adapter, record: Record) -> bool:
+    """Whether hooks must be hung anew once the adapter's hosts have come or gone: its own, and
+    those that others have at blocks, which stand on what is at a block's place now."""
+    own, around = (Beside, Prompt, Prefix, Combine), record.adapters.values()
+    return any(isinstance(method, own) for _, method in adapter.entries) or any(
+        isinstance(method, Beside) for other in around for _, method in other.entries
+    )
 
 
 def _reads_entry(adapter: Adapter) -> bool:
@@ -227,9 +268,9 @@ def guard(model: nn.Module, record: Record) -> None:
         module = plain(module)
         if geometry(module).kind == "linear":
             module.register_forward_pre_hook(watch.contiguous_input)
-    embeddings = getattr(model, "get_input_embeddings", None)
-    if embeddings is not None and getattr(model, "main_input_name", "input_ids") != "input_ids":
-        embeddings().register_forward_hook(watch.InputGradients(model))
+    embedding = input_embedding(model)
+    if embedding is not None and getattr(model, "main_input_name", "input_ids") != "input_ids":
+        embedding.register_forward_hook(watch.InputGradients(model))
     for run in (run for run in all_ if not run.takes):
         module = model.get_submodule(run.name)
         module.register_forward_pre_hook(watch.StackGradients(model), with_kwargs=True)
@@ -238,7 +279,7 @@ def guard(model: nn.Module, record: Record) -> None:
 def remove(model: nn.Module, record: Record, adapter: Adapter) -> None:
     """Take an adapter's deltas off; a host without any gives its place back."""
     shared = model._modules.get("deltas")
-    if adapter.shared and isinstance(shared, Companion):
+    if isinstance(shared, Companion) and adapter.name in shared._modules:
         shared.drop(adapter.name)
     for holder in {id(host): host for host in adapter.hosts.values()}.values():
         held: Any = holder.deltas if isinstance(holder, Host) else holder
@@ -255,13 +296,13 @@ def remove(model: nn.Module, record: Record, adapter: Adapter) -> None:
         companion = module._modules.get("deltas")
         if isinstance(companion, Companion) and not companion._modules:
             del module._modules["deltas"]
-    if any(isinstance(m, Beside | Prompt | Prefix | Combine) for _, m in adapter.entries):
+    if _hooked(adapter, record):
         reconnect(model, record)
 
 
 def release(model: nn.Module, record: Record) -> None:
     """The model is the base again."""
-    del model.__dict__[RECORD]
+    model.__dict__.pop(RECORD, None)
     for _, module in walk(model):
         for hook in HOOKS:
             watch.drop(module, hook)

@@ -20,16 +20,20 @@ class Tensors(nn.Module):
 
     def __init__(self, params: Mapping[str, Param], device: torch.device) -> None:
         super().__init__()
-        self.exact: frozenset[str] = frozenset()
         for name, param in params.items():
             value = param.value.detach().to(device)
-            if param.trained:
+            if param.trained:  # past `register_parameter`: any name will do, even "tensors"
                 master = value.to(torch.promote_types(value.dtype, torch.float32))
-                self.register_parameter(name, nn.Parameter(master))
+                self._parameters[name] = nn.Parameter(master)
             else:
-                self.register_buffer(name, value)
-            if param.exact:
-                self.exact |= {name}
+                self._buffers[name] = value
+        self._know(exact=frozenset(name for name, param in params.items() if param.exact))
+
+    exact: frozenset[str]
+
+    def _know(self, **facts: Any) -> None:
+        """Facts beside the tensors, one of which may have the same name."""
+        self.__dict__.update(facts)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name: what is saved."""
@@ -73,9 +77,13 @@ class Delta(Tensors):
         total: int = 1,
     ) -> None:
         super().__init__(params(method, site), device or site.device)
-        self.method, self.site, self.index, self.total = method, site.bare(), index, total
-        self.__dict__["shared"] = shared  # beside the module tree: its home is the model's root
+        self._know(method=method, site=site.bare(), index=index, total=total)
+        self._know(shared=shared)  # beside the module tree: its home is the model's root
 
+    method: Method
+    site: Site
+    index: int
+    total: int
     shared: Tensors | None
 
     def values(self, dtype: torch.dtype) -> Values:
@@ -94,11 +102,12 @@ class Delta(Tensors):
     @property
     def key(self) -> str:
         """What it is called among the deltas of an adapter at one module."""
+        parts = [self.method.name]
         if self.site.parameter is not None:
-            return f"{self.method.name}@{self.site.parameter.replace('.', '/')}"
+            parts.append(self.site.parameter.replace(".", "/"))
         if self.site.rows is not None:
-            return f"{self.method.name}@{self.site.name.rpartition('[')[2].rstrip(']')}"
-        return self.method.name
+            parts.append(self.site.name.rpartition("[")[2].rstrip("]"))
+        return "@".join(parts)
 
     def extra_repr(self) -> str:
         shapes = ", ".join(f"{name}: {tuple(t.shape)}" for name, t in self.tensors().items())

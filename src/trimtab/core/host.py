@@ -79,6 +79,10 @@ class Deltas(nn.ModuleDict):
             self._modules[adapter] = nn.ModuleDict().train(self.training)
         stack = self._modules[adapter]
         assert stack is not None
+        if key in stack._modules:
+            raise StateError(
+                f"adapter {adapter!r} has {key!r} here already, and another would take its place"
+            )
         stack._modules[key] = held.train(self.training)
 
     def of(self, adapter: str) -> Mapping[str, Delta]:

@@ -26,7 +26,8 @@ OURS = "trimtab_"
 class Values:
     """The tensors of one delta as attributes, its own and its adapter's shared ones, cast to the
     dtype of the computation. `site` is where it acts, the `index`th of its method's `total` sites;
-    `shared` names the tensors that those have in common.
+    `shared` names the tensors that those have in common. `tensors` has them by name, whatever their
+    names are: a module trained whole may call its parameters as these facts are called.
     """
 
     def __init__(
@@ -38,12 +39,12 @@ class Values:
         total: int = 1,
         shared: Collection[str] = (),
     ) -> None:
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor)
         self.training, self.index, self.total, self.shared = training, index, total, shared
         if site is not None:
             self.site = site
         self.tensors = dict(tensors)
-        for name, tensor in tensors.items():
-            setattr(self, name, tensor)
 
     site: Site
 
@@ -120,6 +121,10 @@ class Method(ABC):
             return None
         return f"{type(site.module).__name__} reads this weight itself, and gives no output of it"
 
+    def ignored(self, site: Site) -> str | None:
+        """The hyper-parameter that would have no effect at a site where the law can act."""
+        return None
+
     def shared(self, sites: Sequence[Site]) -> dict[str, Param]:
         """The tensors that all sites of an adapter hold in common."""
         return {}
@@ -178,6 +183,9 @@ class Additive(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
+
+    def ignored(self, site: Site) -> str | None:
+        return "dropout" if self.dropout and site.parameter is not None else None
 
     @abstractmethod
     def delta(self, p: Values) -> Tensor:

@@ -64,6 +64,9 @@ class DoRA(Transform):
         self.require("rank", self.rank >= 1, "be at least 1")
         self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
 
+    def ignored(self, site: Site) -> str | None:
+        return "dropout" if self.dropout and site.parameter is not None else None
+
     @property
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)

@@ -42,8 +42,8 @@ class Whole(Method):
         raise InputError("a module trained whole has no law over the base's matrix: it replaces it")
 
     def rewrite(self, p: Values, own: dict[str, Tensor], geometry: Geometry) -> dict[str, Tensor]:
-        return {name: getattr(p, name) for name in own}
+        return {name: p.tensors[name] for name in own}
 
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
-        own = {name: getattr(p, name).to(theta.dtype) for name, theta in inner.tensors().items()}
+        own = {name: p.tensors[name].to(theta.dtype) for name, theta in inner.tensors().items()}
         return inner.using(own, x)
