@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from trimtab.core.call import Call, repeated
 from trimtab.core.errors import InputError
 from trimtab.core.host import Companion
+from trimtab.core.layout import runs
 from trimtab.core.method import OURS, Prefix
 from trimtab.core.stack import gathered
 from trimtab.core.walk import plain, walk
@@ -35,11 +36,30 @@ def connect(model: nn.Module) -> None:
             here = isinstance(companion, Companion) and companion.site.geometry.kind == "attention"
             wanted[id(config)] = (config, here or wanted.get(id(config), (None, False))[1])
     for config, here in wanted.values():
-        chosen = config._attn_implementation
+        _wrap(config, here)
+    if wrapped := [config for config, here in wanted.values() if here]:
+        for name in {"", *(run.name for run in runs(model))}:
+            model.get_submodule(name).register_forward_pre_hook(Wrap(wrapped))
+
+
+class Wrap:
+    """Before a model and its stacks: a configuration may be another model's too, which unwraps it,
+    and `set_attn_implementation` forgets what was wrapped."""
+
+    def __init__(self, configs: list[Any]) -> None:
+        self.configs = configs
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        for config in self.configs:
+            _wrap(config, True)
+
+
+def _wrap(config: Any, here: bool) -> None:
+    chosen = config._attn_implementation
+    if here != str(chosen).startswith(OURS):
         bare = (chosen or "eager").removeprefix(OURS)
-        if here != str(chosen).startswith(OURS):
-            offer(bare)
-            config._attn_implementation = OURS + bare if here else bare
+        offer(bare)
+        config._attn_implementation = OURS + bare if here else bare
 
 
 @functools.cache

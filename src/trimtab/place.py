@@ -164,7 +164,7 @@ def _reads(method: Method) -> bool:
 def reconnect(model: nn.Module, record: Record) -> None:
     """Hooks at stacks and attentions, as the adapters that are there need them."""
     for _, module in walk(model):
-        for hook in (stack.LeaveStack, stack.Tap, stack.ShiftPositions):
+        for hook in (stack.LeaveStack, stack.Tap, stack.ShiftPositions, attention.Wrap):
             watch.drop(module, hook)
             watch.drop(plain(module), hook)
     for run in runs(model):
@@ -273,7 +273,7 @@ HOOKS: tuple[Any, ...] = (
     *(watch.PinVersion, watch.NoticeSkipped, watch.OutputSkipped, watch.InputGradients),
     *(watch.StackGradients, watch.contiguous_input),
     *(stack.EnterModel, stack.EnterStack, stack.LeaveStack, stack.Tap),
-    stack.ShiftPositions,
+    *(stack.ShiftPositions, attention.Wrap),
 )
 """All that we hang on a model, to be dropped with its last adapter."""
 
