@@ -17,7 +17,7 @@ from trimtab.core.names import Fields as Fields
 from trimtab.core.names import Names as Names
 from trimtab.core.operator import Operator, Patches, dropout, linear
 from trimtab.core.registry import check, frozen, register
-from trimtab.core.site import Geometry, Site
+from trimtab.core.site import Geometry, Site, peculiar
 
 OURS = "trimtab_"
 """What an attention function's name begins with once it knows of prefixes."""
@@ -107,6 +107,8 @@ class Method(ABC):
         """None where the law can act; otherwise the reason why it cannot."""
         if site.geometry.kind in self.kinds:
             return self._unreachable(site)
+        if (reason := peculiar(site.module)) is not None:
+            return reason
         what = type(site.module).__name__ if site.geometry.kind == "other" else site.geometry.kind
         return f"it acts on {' or '.join(sorted(self.kinds))}, and this is {what}"
 
