@@ -211,6 +211,9 @@ def guard(model: nn.Module, record: Record) -> None:
     model.__dict__[RECORD] = record
     for _, parameter in base_parameters(model):
         parameter.requires_grad_(False)
+    record.nested_before = tuple(name for name, module in walk(model) if _nests(plain(module)))
+    for name in record.nested_before:  # layers under adapters do not take nested tensors
+        model.get_submodule(name).use_nested_tensor = False  # type: ignore[assignment]
     own = frozenset(stack.parameters_of(model))
     model.register_forward_pre_hook(stack.EnterModel(record.switch, own), with_kwargs=True)
     all_ = runs(model)
@@ -267,6 +270,12 @@ def release(model: nn.Module, record: Record) -> None:
             watch.drop(module, hook)
     for name, parameter in base_parameters(model):
         parameter.requires_grad_(name in record.trained_before)
+    for name in record.nested_before:
+        model.get_submodule(name).use_nested_tensor = True  # type: ignore[assignment]
+
+
+def _nests(module: nn.Module) -> bool:
+    return isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor
 
 
 HOOKS: tuple[Any, ...] = (

@@ -7,10 +7,22 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    CodeGenConfig,
+    CodeGenForCausalLM,
+    GPTBigCodeConfig,
+    GPTBigCodeForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 
 import trimtab
 from tests.cases import perturb
+from trimtab.match import sites
 
 IDS = torch.tensor([[3, 5, 7, 9], [4, 6, 8, 10]])
 
@@ -162,3 +174,71 @@ def test_a_computed_weight_is_adapted_and_not_merged(normed: str, method: trimta
     assert torch.equal(model(x), before)
     trimtab.detach(model)
     assert torch.equal(model(x), base)
+
+
+def test_the_parts_of_a_fused_map_follow_the_heads() -> None:
+    """Its rows are three times its columns, and yet no thirds."""
+    config = Phi3Config(
+        hidden_size=64,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=20,
+        pad_token_id=0,
+    )
+    found = {site.name: site.rows for site in sites(Phi3ForCausalLM(config)) if site.rows}
+    assert [rows for name, rows in found.items() if "qkv_proj[" in name] == [
+        *((0, 128), (128, 160), (160, 192))
+    ]
+
+
+FUSED_OTHERWISE = {
+    "c_attn": lambda: GPTBigCodeForCausalLM(
+        GPTBigCodeConfig(n_embd=8, n_head=2, n_layer=1, vocab_size=9, multi_query=False)
+    ),
+    "qkv_proj": lambda: CodeGenForCausalLM(
+        CodeGenConfig(n_embd=16, n_head=4, n_layer=1, vocab_size=9, rotary_dim=2)
+    ),
+}
+
+
+@pytest.mark.parametrize("leaf", FUSED_OTHERWISE)
+def test_a_map_fused_otherwise_has_no_parts(leaf: str) -> None:
+    model = FUSED_OTHERWISE[leaf]()
+    with pytest.raises(trimtab.SiteNotFound, match="not query, key, value one after the other"):
+        trimtab.attach(model, trimtab.LoRA(), to=f"{leaf}[query]")
+    assert trimtab.attach(model, trimtab.LoRA(), to=leaf).hosts
+
+
+def test_padding_under_an_encoder_of_torch() -> None:
+    """Its layers make no nested tensors while adapters are there."""
+    layer = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 1)).eval()
+    x, mask = torch.randn(2, 3, 8), torch.tensor([[False] * 3, [False, False, True]])
+    perturb(trimtab.attach(model, trimtab.LoRA(rank=2)))
+    evaluated = model[0](x, src_key_padding_mask=mask)
+    model.train()
+    trained = model[0](x, src_key_padding_mask=mask)
+    assert torch.allclose(evaluated[~mask], trained[~mask], atol=1e-6)
+    trimtab.detach(model)
+    assert model[0].use_nested_tensor
+
+
+def test_the_time_steps_of_mamba_are_adapted() -> None:
+    config = MambaConfig(
+        hidden_size=8, num_hidden_layers=1, vocab_size=20, state_size=2, time_step_rank=4
+    )
+    model = MambaForCausalLM(config).eval()
+    base = model(IDS, use_cache=False).logits
+    perturb(trimtab.attach(model, trimtab.LoRA(rank=2), to="dt_proj"), by=2.0)
+    before = model(IDS, use_cache=False).logits
+    assert not torch.allclose(before, base)
+    assert torch.allclose(trimtab.merge(model)(IDS, use_cache=False).logits, before, atol=1e-5)
+    trimtab.unmerge(model)
+    trimtab.detach(model)
+    adapter = trimtab.attach(model, trimtab.LoRA(rank=2))
+    assert len(adapter.hosts) == 4
+    model(IDS, labels=IDS).loss.backward()
+    assert all(p.grad is not None for p in adapter.parameters())
