@@ -54,7 +54,7 @@ def _refuse_two_kinds(model: nn.Module, deltas: Sequence[tuple[Site, Delta]]) ->
     """One module is either called, or called with other tensors; not both."""
     kinds: dict[str, type[nn.Module]] = {}
     for site, delta in deltas:
-        if isinstance(delta.method, Prompt | Prefix | Beside) or site.geometry.kind == "stack":
+        if _accompanies(site, delta.method):
             continue
         home, wanted = site.homes[0], Host if site.parameter is None else ParameterHost
         current = kinds.setdefault(home, type(model.get_submodule(home)))
@@ -64,6 +64,11 @@ def _refuse_two_kinds(model: nn.Module, deltas: Sequence[tuple[Site, Delta]]) ->
                 f"{home!r} {'as a whole' if current is Host else 'by its tensors'}"
             )
         kinds[home] = wanted
+
+
+def _accompanies(site: Site, method: Method) -> bool:
+    """Whether the delta stands in a child of its site's module, and not over a map."""
+    return isinstance(method, Prompt | Prefix | Beside) or site.geometry.kind == "stack"
 
 
 def _refuse_twice(deltas: Sequence[tuple[Site, Delta]]) -> None:
@@ -81,7 +86,7 @@ def place(model: nn.Module, record: Record, name: str, built: Built) -> Adapter:
     adapter.shared = shared
     watched: dict[str, dict[str, Host]] = {}
     for site, delta in deltas:
-        if isinstance(delta.method, Prompt | Prefix | Beside) or site.geometry.kind == "stack":
+        if _accompanies(site, delta.method):
             holder: Host | Companion = _companion(site, record)
         else:
             holder = _host(model, site, record)
@@ -164,9 +169,9 @@ def _reads(method: Method) -> bool:
 def reconnect(model: nn.Module, record: Record) -> None:
     """Hooks at stacks and attentions, as the adapters that are there need them."""
     for _, module in walk(model):
-        for hook in (stack.LeaveStack, stack.Tap, stack.ShiftPositions, attention.Wrap):
-            watch.drop(module, hook)
-            watch.drop(plain(module), hook)
+        for kind in (stack.LeaveStack, stack.Tap, stack.ShiftPositions, attention.Wrap):
+            watch.drop(module, kind)
+            watch.drop(plain(module), kind)
     for run in runs(model):
         module = model.get_submodule(run.name)
         companion = module._modules.get("deltas")

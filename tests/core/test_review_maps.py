@@ -242,3 +242,15 @@ def test_the_time_steps_of_mamba_are_adapted() -> None:
     assert len(adapter.hosts) == 4
     model(IDS, labels=IDS).loss.backward()
     assert all(p.grad is not None for p in adapter.parameters())
+
+
+def test_a_prefix_under_an_attention_that_it_cannot_extend() -> None:
+    (model,) = llamas(1)
+    base = model(IDS).logits
+    prefixed(model)
+    model.set_attn_implementation("flex_attention")
+    with pytest.raises(trimtab.StateError, match="the model uses 'flex_attention' now"):
+        model(IDS)
+    model.set_attn_implementation("eager")
+    trimtab.activate(model, None)
+    assert torch.allclose(model(IDS).logits, base, atol=1e-5)

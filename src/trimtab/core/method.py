@@ -22,6 +22,9 @@ from trimtab.core.site import Geometry, Site, peculiar
 OURS = "trimtab_"
 """What an attention function's name begins with once it knows of prefixes."""
 
+EXTENDED = ("eager", "sdpa")
+"""The attention functions that prefixes extend."""
+
 
 class Values:
     """The tensors of one delta as attributes, its own and its adapter's shared ones, cast to the
@@ -281,7 +284,7 @@ class Prefix(Method):
     def accepts(self, site: Site) -> str | None:
         reason = super().accepts(site)
         chosen = getattr(getattr(site.module, "config", None), "_attn_implementation", None)
-        if reason is None and str(chosen or "eager").removeprefix(OURS) not in ("eager", "sdpa"):
+        if reason is None and str(chosen or "eager").removeprefix(OURS) not in EXTENDED:
             reason = (
                 f"a prefix extends attention by 'sdpa' or 'eager', and this model uses {chosen!r}: "
                 "load it with attn_implementation='sdpa'"
