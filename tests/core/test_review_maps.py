@@ -254,3 +254,22 @@ def test_a_prefix_under_an_attention_that_it_cannot_extend() -> None:
     model.set_attn_implementation("eager")
     trimtab.activate(model, None)
     assert torch.allclose(model(IDS).logits, base, atol=1e-5)
+
+
+OUT_OF_BOUNDS = {
+    "prefix: length must be at least 1, not 0": lambda: trimtab.PrefixTuning(length=0),
+    "p-tuning: encoder must be": lambda: trimtab.PTuning(encoder="gru"),
+    "side: temperature must be above 0, not 0": lambda: trimtab.Side(temperature=0.0),
+    "knowledge: width must be a multiple of heads=3, not 8": (
+        lambda: trimtab.Knowledge(width=8, heads=3)
+    ),
+    "fusion: regularisation must not be negative": lambda: trimtab.Fusion(regularisation=-1.0),
+    "compacter: n must be at least 1, not 0": lambda: trimtab.Compacter(n=0),
+    "dora: rank must be at least 1, not 0": lambda: trimtab.DoRA(rank=0),
+}
+
+
+@pytest.mark.parametrize("message", OUT_OF_BOUNDS)
+def test_a_bound_names_its_field_and_what_was_given(message: str) -> None:
+    with pytest.raises(trimtab.InputError, match=message):
+        OUT_OF_BOUNDS[message]()
