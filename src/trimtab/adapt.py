@@ -256,7 +256,9 @@ def merge(model: nn.Module) -> nn.Module:
     """Write the active adapters into the base's weights; the model then runs at the base's own
     speed.
 
-    Until `unmerge`, saving the model writes an ordinary checkpoint with the merged weights.
+    Until `unmerge`, saving the model writes an ordinary checkpoint with the merged weights. Code
+    that reads a weight past its module (`h @ self.embed.weight.T`) sees the base's before merging,
+    and the merged one after it: leave such a module out, or the outputs differ.
     """
     record_ = record(model)
     record_.switch.refuse_held()

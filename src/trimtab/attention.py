@@ -18,28 +18,59 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.call import Call, repeated
-from trimtab.core.errors import InputError
+from trimtab.core.errors import InputError, StateError
 from trimtab.core.host import Companion
-from trimtab.core.method import OURS, Prefix
+from trimtab.core.layout import runs
+from trimtab.core.method import EXTENDED, OURS, Prefix
 from trimtab.core.stack import gathered
 from trimtab.core.walk import plain, walk
 
 
 def connect(model: nn.Module) -> None:
     """Wrap the attention function where prefixes are, and unwrap it where there are none."""
-    wanted: dict[int, tuple[Any, bool]] = {}
+    wanted: dict[int, tuple[Any, list[Companion]]] = {}
     for _, module in walk(model):
         config = getattr(plain(module), "config", None)
         if hasattr(config, "_attn_implementation"):
             companion = module._modules.get("deltas")
-            here = isinstance(companion, Companion) and companion.site.geometry.kind == "attention"
-            wanted[id(config)] = (config, here or wanted.get(id(config), (None, False))[1])
+            here = wanted.setdefault(id(config), (config, []))[1]
+            if isinstance(companion, Companion) and companion.site.geometry.kind == "attention":
+                here.append(companion)
     for config, here in wanted.values():
-        chosen = config._attn_implementation
-        bare = (chosen or "eager").removeprefix(OURS)
-        if here != str(chosen).startswith(OURS):
-            offer(bare)
-            config._attn_implementation = OURS + bare if here else bare
+        _wrap(config, bool(here))
+    wrapped = [(config, here) for config, here in wanted.values() if here]
+    for name in {"", *(run.name for run in runs(model))} if wrapped else ():
+        model.get_submodule(name).register_forward_pre_hook(Wrap(wrapped))
+
+
+class Wrap:
+    """Before a model and its stacks: a configuration may be another model's too, which unwraps it,
+    and `set_attn_implementation` forgets what was wrapped."""
+
+    def __init__(self, configs: list[tuple[Any, list[Companion]]]) -> None:
+        self.configs = configs
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        for config, companions in self.configs:
+            if _bare(config) in EXTENDED:
+                _wrap(config, True)
+            elif any(companion.acts() for companion in companions):
+                raise StateError(
+                    f"a prefix is active, which extends attention by {' or '.join(EXTENDED)}, and "
+                    f"the model uses {_bare(config)!r} now: choose one of them by "
+                    "set_attn_implementation, or deactivate the prefix"
+                )
+
+
+def _bare(config: Any) -> str:
+    return str(config._attn_implementation or "eager").removeprefix(OURS)
+
+
+def _wrap(config: Any, here: bool) -> None:
+    if here != str(config._attn_implementation).startswith(OURS):
+        bare = _bare(config)
+        offer(bare)
+        config._attn_implementation = OURS + bare if here else bare
 
 
 @functools.cache

@@ -194,14 +194,9 @@ def _parts(site: Site, model: nn.Module) -> Iterator[Site]:
     leaf, g = site.name.rpartition(".")[2], site.geometry
     if g.kind != "linear" or g.count or not _CONTIGUOUS.fullmatch(leaf):
         return
-    sizes = [g.out_features // 3] * 3
-    if g.out_features != 3 * g.in_features:  # grouped queries: fewer keys and values
-        config = getattr(model.get_submodule(site.name.rpartition(".")[0]), "config", None)
-        heads, kv = (getattr(config, n, 0) for n in ("num_attention_heads", "num_key_value_heads"))
-        if not heads or not kv or g.out_features % (heads + 2 * kv):
-            return
-        width = g.out_features // (heads + 2 * kv)
-        sizes = [heads * width, kv * width, kv * width]
+    sizes = _sizes(g, model.get_submodule(site.name.rpartition(".")[0]))
+    if sizes is None:
+        return
     start = 0
     for part, size in zip(("query", "key", "value"), sizes, strict=True):
         rows = (start, start + size)
@@ -216,6 +211,28 @@ def _parts(site: Site, model: nn.Module) -> Iterator[Site]:
             entry=None,
         )
         start += size
+
+
+_OTHERWISE = re.compile("GPTBigCode|CodeGen")
+"""Attentions whose fused rows go by heads, or are query, value, key in blocks."""
+
+
+def _sizes(g: Geometry, attention: nn.Module) -> tuple[int, int, int] | None:
+    """The rows of query, key and value: by the heads that the configuration counts, or thirds."""
+    if _OTHERWISE.match(type(plain(attention)).__name__):
+        return None
+    config = getattr(attention, "config", None)
+    heads = getattr(config, "num_attention_heads", None) or 0
+    kv = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or 0
+    even = g.out_features == 3 * g.in_features
+    if not (width and g.out_features == (heads + 2 * kv) * width):  # no width is told, or another's
+        if even and heads == kv:
+            return (g.in_features,) * 3
+        if not heads or g.out_features % (heads + 2 * kv):
+            return None
+        width = g.out_features // (heads + 2 * kv)
+    return heads * width, kv * width, kv * width
 
 
 def match(model: nn.Module, target: Target, method: Method) -> list[Site]:
@@ -286,6 +303,11 @@ def _explain(
         return (
             f"{method.name} cannot act at {first.name!r} ({type(first.module).__name__}), which "
             f"{text!r} names: {method.accepts(first)}"
+        )
+    if (part := _PART.fullmatch(text)) and any(_selects(part[1], site) for site in known):
+        return (
+            f"{part[1]!r} has no part {part[2]!r}: its rows are not query, key, value one after "
+            "the other, or not known to be; choose it whole"
         )
     if text in ROLES:
         return f"no site has the role {text!r} ({ROLES[text]}) in this model; name modules instead"

@@ -61,7 +61,7 @@ def _refuse_two_kinds(model: nn.Module, deltas: Sequence[tuple[Site, Delta]]) ->
     """One module is either called, or called with other tensors; not both."""
     kinds: dict[str, type[nn.Module]] = {}
     for site, delta in deltas:
-        if isinstance(delta.method, Prompt | Prefix | Beside) or site.geometry.kind == "stack":
+        if _accompanies(site, delta.method):
             continue
         home, wanted = site.homes[0], Host if site.parameter is None else ParameterHost
         current = kinds.setdefault(home, type(model.get_submodule(home)))
@@ -84,6 +84,11 @@ def _refuse_unread(model: nn.Module, deltas: Sequence[tuple[Site, Delta]]) -> No
                 f"{delta.method.name} reads the input of a whole sublayer, and of {site.name!r} no "
                 "map is known that reads it"
             )
+
+
+def _accompanies(site: Site, method: Method) -> bool:
+    """Whether the delta stands in a child of its site's module, and not over a map."""
+    return isinstance(method, Prompt | Prefix | Beside) or site.geometry.kind == "stack"
 
 
 def _refuse_twice(deltas: Sequence[tuple[Site, Delta]]) -> None:
@@ -120,7 +125,7 @@ def _place(
     name = adapter.name
     watched: dict[str, dict[str, Host]] = {}
     for site, delta in deltas:
-        if isinstance(delta.method, Prompt | Prefix | Beside) or site.geometry.kind == "stack":
+        if _accompanies(site, delta.method):
             holder: Host | Companion = _companion(site, record)
         else:
             holder = _host(model, site, record)
@@ -205,9 +210,9 @@ def _reads(method: Method) -> bool:
 def reconnect(model: nn.Module, record: Record) -> None:
     """Hooks at stacks and attentions, as the adapters that are there need them."""
     for _, module in walk(model):
-        for hook in (stack.LeaveStack, stack.Tap, stack.ShiftPositions):
-            watch.drop(module, hook)
-            watch.drop(plain(module), hook)
+        for kind in (stack.LeaveStack, stack.Tap, stack.ShiftPositions, attention.Wrap):
+            watch.drop(module, kind)
+            watch.drop(plain(module), kind)
     for run in runs(model):
         module = model.get_submodule(run.name)
         companion = module._modules.get("deltas")
@@ -252,6 +257,9 @@ def guard(model: nn.Module, record: Record) -> None:
     model.__dict__[RECORD] = record
     for _, parameter in base_parameters(model):
         parameter.requires_grad_(False)
+    record.nested_before = tuple(name for name, module in walk(model) if _nests(plain(module)))
+    for name in record.nested_before:  # layers under adapters do not take nested tensors
+        model.get_submodule(name).use_nested_tensor = False  # type: ignore[assignment]
     own = frozenset(stack.parameters_of(model))
     model.register_forward_pre_hook(stack.EnterModel(record.switch, own), with_kwargs=True)
     all_ = runs(model)
@@ -308,13 +316,19 @@ def release(model: nn.Module, record: Record) -> None:
             watch.drop(module, hook)
     for name, parameter in base_parameters(model):
         parameter.requires_grad_(name in record.trained_before)
+    for name in record.nested_before:
+        model.get_submodule(name).use_nested_tensor = True  # type: ignore[assignment]
+
+
+def _nests(module: nn.Module) -> bool:
+    return isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor
 
 
 HOOKS: tuple[Any, ...] = (
     *(watch.PinVersion, watch.NoticeSkipped, watch.OutputSkipped, watch.InputGradients),
     *(watch.StackGradients, watch.contiguous_input),
     *(stack.EnterModel, stack.EnterStack, stack.LeaveStack, stack.Tap),
-    stack.ShiftPositions,
+    *(stack.ShiftPositions, attention.Wrap),
 )
 """All that we hang on a model, to be dropped with its last adapter."""
 

@@ -97,9 +97,10 @@ def test_a_strided_input_is_made_contiguous_at_a_site(method: Any, merged: bool)
     x = torch.randn(3, 4, 6)[:, -1:, :]
     assert not x.is_contiguous()
     expected = model(x)
-    if method.kinds.isdisjoint({"linear"}):
-        pytest.skip("it acts at no linear map")
-    trimtab.attach(model, method, "0")
+    try:
+        trimtab.attach(model, method, "0")
+    except trimtab.SiteNotFound as error:
+        pytest.skip(str(error))
     model[0].base.seen.clear()
     if merged:
         trimtab.merge(model)

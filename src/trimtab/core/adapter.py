@@ -88,6 +88,7 @@ class Record:
     switch: Switch = field(default_factory=Switch)
     adapters: dict[str, Adapter] = field(default_factory=dict)
     trained_before: frozenset[str] = frozenset()
+    nested_before: tuple[str, ...] = ()  # torch's encoders that made nested tensors of padded input
 
     def originals(self) -> dict[str, Tensor]:
         """The base's own values, by parameter, where merging or training has changed them."""

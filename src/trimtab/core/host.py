@@ -16,9 +16,9 @@ from trimtab.core.block import Block
 from trimtab.core.call import Call
 from trimtab.core.compose import Composition, order, over
 from trimtab.core.delta import Delta, Tensors
-from trimtab.core.errors import StateError, TrimtabError
+from trimtab.core.errors import InputError, StateError, TrimtabError
 from trimtab.core.operator import Base, Operator, Patches
-from trimtab.core.site import Geometry, Site, beside
+from trimtab.core.site import Geometry, Site, attribute, beside
 
 
 class Switch:
@@ -187,11 +187,13 @@ class Host(nn.Module):
             case "block":
                 block = Block(self.base, self.geometry, tuple(rest), kwargs)
                 y = block.output(self.operator(block)(x))
-            case "conv":
-                patches = Patches(self.base, x)
-                y = patches.first(self.operator()(patches))  # type: ignore[arg-type]
-            case _:
-                y = self.operator(Base(self.base, self.geometry, extra=(rest, kwargs)))(x)
+            case kind:
+                base = Base(self.base, self.geometry, extra=(rest, kwargs))
+                if kind == "conv":
+                    patches = Patches(self.base, x)
+                    y = patches.first(self.operator(base)(patches))  # type: ignore[arg-type]
+                else:
+                    y = self.operator(base)(x)
         for key in self.reads.values():
             self.switch.call.taps.pop(key, None)
         return y
@@ -223,10 +225,10 @@ class Host(nn.Module):
             return
         changed: dict[str, Tensor] = {}
         for name, tensor in self._evaluated():
-            own = self.base.get_parameter(name)
-            tensor = tensor.to(own.dtype)
-            if torch.equal(tensor, own):
+            own = self._writable(name, tensor)
+            if own is None:
                 continue
+            tensor = tensor.to(own.dtype)
             if not tensor.isfinite().all():
                 raise TrimtabError(
                     f"{self.active()[-1].method.name}: the merged {name} is not finite"
@@ -239,6 +241,28 @@ class Host(nn.Module):
             changed[name] = tensor
         self.original = {n: self.base.get_parameter(n).detach().clone() for n in changed}
         self._write(changed)
+
+    def _writable(self, name: str, new: Tensor) -> nn.Parameter | None:
+        """The base's parameter of this name, if the new values would change it."""
+        own = attribute(self.base, name)
+        coded = not own.is_floating_point() or own.dtype.itemsize == 1
+        if torch.equal(new, own.to(new.dtype)) or (
+            not coded and torch.equal(new.to(own.dtype), own)
+        ):
+            return None
+        where = f"the {name} of {type(self.base).__name__} at {self.active()[-1].site.name!r}"
+        if not isinstance(own, nn.Parameter):
+            raise StateError(
+                f"{where} is computed from other tensors at every call (weight norm, a "
+                "parametrization), so nothing can be merged into it: make it a plain parameter "
+                "before attaching, or leave the adapter unmerged"
+            )
+        if coded:
+            raise InputError(
+                f"{where} holds codes of {own.dtype}, to which merged values would be rounded: "
+                "dequantise the model before attaching, or leave the adapter unmerged"
+            )
+        return own
 
     @torch.no_grad()
     def unmerge(self) -> None:

@@ -17,10 +17,13 @@ from trimtab.core.names import Fields as Fields
 from trimtab.core.names import Names as Names
 from trimtab.core.operator import Operator, Patches, dropout, linear
 from trimtab.core.registry import check, frozen, register
-from trimtab.core.site import Geometry, Site
+from trimtab.core.site import Geometry, Site, peculiar
 
 OURS = "trimtab_"
 """What an attention function's name begins with once it knows of prefixes."""
+
+EXTENDED = ("eager", "sdpa")
+"""The attention functions that prefixes extend."""
 
 
 class Values:
@@ -108,6 +111,8 @@ class Method(ABC):
         """None where the law can act; otherwise the reason why it cannot."""
         if site.geometry.kind in self.kinds:
             return self._unreachable(site)
+        if (reason := peculiar(site.module)) is not None:
+            return reason
         what = type(site.module).__name__ if site.geometry.kind == "other" else site.geometry.kind
         return f"it acts on {' or '.join(sorted(self.kinds))}, and this is {what}"
 
@@ -287,7 +292,7 @@ class Prefix(Method):
     def accepts(self, site: Site) -> str | None:
         reason = super().accepts(site)
         chosen = getattr(getattr(site.module, "config", None), "_attn_implementation", None)
-        if reason is None and str(chosen or "eager").removeprefix(OURS) not in ("eager", "sdpa"):
+        if reason is None and str(chosen or "eager").removeprefix(OURS) not in EXTENDED:
             reason = (
                 f"a prefix extends attention by 'sdpa' or 'eager', and this model uses {chosen!r}: "
                 "load it with attn_implementation='sdpa'"

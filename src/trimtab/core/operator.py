@@ -73,7 +73,7 @@ class Base(Operator):
 
     def __call__(self, x: Tensor) -> Tensor:
         if isinstance(x, Patches):
-            return x.last(self.module(x.x))
+            return x.last(self.module(x.x, *self.args, **self.kwargs))
         # Under a strided input a frozen weight is expanded: see `watch.contiguous_input`.
         x = x if x.is_contiguous() else x.contiguous()
         return self.module(x, *self.args, **self.kwargs)
@@ -89,12 +89,14 @@ class Base(Operator):
     def using(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         own = dict(tensors)
         if isinstance(x, Patches):
-            return x.last(functional_call(self.module, own, (x.x,)))
+            return x.last(self.using(tensors, x.x))
         return functional_call(self.module, own, (x, *self.args), dict(self.kwargs))
 
     def tensors(self) -> dict[str, Tensor]:
         if self.parameter is None:
-            return dict(self.module.named_parameters(recurse=False))
+            own: dict[str, Tensor] = dict(self.module.named_parameters(recurse=False))
+            weight = getattr(self.module, "weight", None)
+            return {"weight": weight, **own} if isinstance(weight, Tensor) else own  # or computed
         path = beside(self.parameter)
         weight, bias = attribute(self.module, self.parameter), path and attribute(self.module, path)
         return {"weight": weight, "bias": bias} if isinstance(bias, Tensor) else {"weight": weight}
@@ -263,4 +265,6 @@ def part_of(geometry: Geometry, rows: tuple[int, int]) -> Geometry:
 
 
 def _at_least_fp32(tensor: Tensor) -> Tensor:
+    if tensor.dtype.itemsize == 1:  # torch promotes no eight-bit floats
+        return tensor.float()
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

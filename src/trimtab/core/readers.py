@@ -1,7 +1,7 @@
 """Modules that read weights themselves, their own or their children's, without calling a child.
 
 An edit acts there on the tensor: the module is called with it replaced. What is known: torch's
-attention and encoder layer, experts in one 3-D tensor, XLNet's attention.
+attention and encoder layer, experts in one 3-D tensor, XLNet's attention, Mamba's time steps.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def _read(module: nn.Module) -> Iterator[tuple[str, Geometry]]:
         yield from _attention(module)
     elif type(module).__name__ == "XLNetRelativeAttention":
         yield from _xlnet(module)
+    elif type(module).__name__.endswith("MambaMixer") and hasattr(module, "dt_proj"):
+        yield "dt_proj.weight", geometry(plain(module.get_submodule("dt_proj")))
     elif "Experts" in type(module).__name__:
         yield from _experts(module)
 

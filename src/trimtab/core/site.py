@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 Kind = Literal["linear", "norm", "embedding", "conv", "attention", "block", "stack", "other"]
 
@@ -53,7 +54,7 @@ def geometry(module: nn.Module) -> Geometry:
     count.
     """
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or isinstance(module, nn.Bilinear):
+    if not isinstance(weight, Tensor) or isinstance(module, nn.Bilinear) or peculiar(module):
         return Geometry("other", 0, 0)
     out, inp = getattr(module, "out_features", None), getattr(module, "in_features", None)
     name = type(module).__name__
@@ -61,16 +62,45 @@ def geometry(module: nn.Module) -> Geometry:
         return Geometry("linear", out, inp)
     if name == "Conv1D" and weight.ndim == 2:
         return Geometry("linear", weight.shape[1], weight.shape[0], transposed=True)
-    if isinstance(module, nn.Embedding) and module.max_norm is None:
+    if isinstance(module, nn.Embedding):
         gain = float(getattr(module, "embed_scale", 1.0))
         return Geometry("embedding", weight.shape[1], weight.shape[0], transposed=True, gain=gain)
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if isinstance(module, _CONVS):
         shape = tuple(weight.shape)
         inner = math.prod(shape[1:])
         return Geometry("conv", shape[0], inner, shape=shape, groups=module.groups)
     if weight.ndim == 1 and "norm" in name.lower() and not name.lower().startswith(_NOT_LAST):
         return Geometry("norm", weight.shape[0], weight.shape[0])
     return Geometry("other", 0, 0)
+
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def peculiar(module: nn.Module) -> str | None:
+    """Why a module of a known kind is still no map that laws could stand on."""
+    name = type(module).__name__
+    if isinstance(getattr(module, "weight", None), UninitializedParameter):
+        return f"{name} has no weight before it has run: run the model once first"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "its max_norm rewrites the rows of its weight whenever they are read"
+    if isinstance(module, (nn.Embedding, *_CONVS)) and not _computes_plainly(module):
+        return f"{name} has a forward of its own, which may do more than apply its weight"
+    return None
+
+
+def _computes_plainly(module: nn.Module) -> bool:
+    """Whether it is torch's own map, or an embedding whose output is scaled by a number."""
+    own: Any = type(module)
+    if isinstance(module, nn.Embedding):
+        scaled: bool = own.__name__.endswith("ScaledWordEmbedding") and hasattr(
+            module, "embed_scale"
+        )
+        return scaled or own.forward is nn.Embedding.forward
+    return any(
+        own.forward is known.forward and own._conv_forward is known._conv_forward
+        for known in _CONVS
+    )
 
 
 @dataclass(frozen=True)

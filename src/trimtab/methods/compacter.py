@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from trimtab.core.bottleneck import Bottleneck, kronecker_sum
 from trimtab.core.call import Call
-from trimtab.core.errors import InputError
 from trimtab.core.method import Param, Values
 from trimtab.core.site import Site
 
@@ -37,10 +36,9 @@ class Compacter(Bottleneck):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n < 1 or self.rank < 1:
-            raise InputError(f"{self.name}: n and rank must be at least 1")
-        if self.init_std:
-            raise InputError(f"{self.name}: it starts at the base exactly; leave init_std out")
+        self.require("n", self.n >= 1, "be at least 1")
+        self.require("rank", self.rank >= 1, "be at least 1")
+        self.require("init_std", self.init_std == 0, "be 0, since it starts at the base exactly")
 
     def accepts(self, site: Site) -> str | None:
         reason = super().accepts(site)

@@ -8,21 +8,21 @@ the adapted model starts at the base. The norm is a constant to the backward pas
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.core.call import Call
+from trimtab.core.lowrank import LowRank
 from trimtab.core.method import Names, Param, Transform, Values
 from trimtab.core.operator import Operator, Patches, dropout, linear
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoRA(Transform):
+class DoRA(LowRank, Transform):
     """A low-rank change of direction, as `LoRA`'s, and a trained length of every row."""
 
     name = "dora"
@@ -54,29 +54,19 @@ class DoRA(Transform):
         flags={"use_dora": True},
     )
 
-    rank: int = 8
-    alpha: float = 16.0
-    rslora: bool = False
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require("rank", self.rank >= 1, "be at least 1")
         self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
 
     def ignored(self, site: Site) -> str | None:
         return "dropout" if self.dropout and site.parameter is not None else None
 
-    @property
-    def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
-
     def init(self, site: Site) -> dict[str, Param]:
-        A = nn.init.kaiming_uniform_(torch.empty(self.rank, site.in_features), a=math.sqrt(5))
         W = site.matrix
         m = torch.linalg.vector_norm(W, dim=1, dtype=torch.promote_types(W.dtype, torch.float32))
-        B = torch.zeros(site.out_features, self.rank)
-        return {"A": Param(A), "B": Param(B), "m": Param(m, exact=True)}
+        return {**super().init(site), "m": Param(m, exact=True)}
 
     def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         V = W + (self.scale * (p.B @ p.A)).to(W.dtype)

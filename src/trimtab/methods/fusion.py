@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
-from trimtab.core.errors import InputError
 from trimtab.core.method import Combine, Param, Values
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
@@ -38,8 +37,8 @@ class Fusion(Combine):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.temperature > 0 or self.regularisation < 0:
-            raise InputError("fusion: temperature is above 0, and regularisation not negative")
+        self.require("temperature", self.temperature > 0, "be above 0")
+        self.require("regularisation", self.regularisation >= 0, "not be negative")
 
     def init(self, site: Site) -> dict[str, Param]:
         d = site.out_features

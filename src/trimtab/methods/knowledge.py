@@ -43,10 +43,9 @@ class Knowledge(Beside):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.reads, self.width, self.layers, self.heads) < 1 or self.width % self.heads:
-            raise InputError(
-                "knowledge: reads, width, layers and heads are at least 1, and heads divides width"
-            )
+        for field in ("reads", "width", "layers", "heads"):
+            self.require(field, getattr(self, field) >= 1, "be at least 1")
+        self.require("width", self.width % self.heads == 0, f"be a multiple of heads={self.heads}")
 
     def init(self, site: Site) -> dict[str, Param]:
         d, w, blocks = site.out_features, self.width, len(runs(site.module)[0].blocks)

@@ -9,20 +9,18 @@ Other ranks at some sites are a plan: `{"query": LoRA(rank=16), "all-linear": Lo
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trimtab.core.method import Additive, Names, Param, Values
+from trimtab.core.lowrank import LowRank
+from trimtab.core.method import Additive, Names, Values
 from trimtab.core.operator import linear
-from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA(Additive):
+class LoRA(LowRank, Additive):
     """A low-rank update of the matrix. `alpha` / `rank` scales it; `dropout` acts on its input."""
 
     name = "lora"
@@ -47,22 +45,6 @@ class LoRA(Additive):
         },
         patches="A",
     )
-
-    rank: int = 8
-    alpha: float = 16.0
-    rslora: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require("rank", self.rank >= 1, "be at least 1")
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
-
-    def init(self, site: Site) -> dict[str, Param]:
-        A = nn.init.kaiming_uniform_(torch.empty(self.rank, site.in_features), a=math.sqrt(5))
-        return {"A": Param(A), "B": Param(torch.zeros(site.out_features, self.rank))}
 
     def delta(self, p: Values) -> Tensor:
         return self.scale * (p.B @ p.A)

@@ -12,7 +12,6 @@ which the first paper found to train more stably, and the second leaves out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
+from trimtab.core.draw import uniform
 from trimtab.core.errors import InputError
 from trimtab.core.method import Fields, Names, Param, Prefix, Values
 from trimtab.core.operator import linear
@@ -53,8 +53,8 @@ class PrefixTuning(Prefix):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.length < 1 or self.projection < 0:
-            raise InputError("prefix: length is at least 1, and projection not negative")
+        self.require("length", self.length >= 1, "be at least 1")
+        self.require("projection", self.projection >= 0, "not be negative")
 
     @property
     def positions(self) -> int:
@@ -72,10 +72,10 @@ class PrefixTuning(Prefix):
         d, h = widths.pop(), self.projection
         return {
             "E": Param(torch.randn(self.length, d)),
-            "W1": Param(_uniform(h, d, bound=d)),
-            "b1": Param(_uniform(h, bound=d)),
-            "W2": Param(_uniform(len(sites), 2 * d, h, bound=h)),
-            "b2": Param(_uniform(len(sites), 2 * d, bound=h)),
+            "W1": Param(uniform(h, d, inputs=d)),
+            "b1": Param(uniform(h, inputs=d)),
+            "W2": Param(uniform(len(sites), 2 * d, h, inputs=h)),
+            "b2": Param(uniform(len(sites), 2 * d, inputs=h)),
         }
 
     def init(self, site: Site) -> dict[str, Param]:
@@ -90,7 +90,3 @@ class PrefixTuning(Prefix):
         both = linear(torch.tanh(linear(p.E, p.W1, p.b1)), p.W2[p.index], p.b2[p.index])
         k, v = both.unflatten(-1, (2, *p.site.geometry.shape)).permute(1, 2, 0, 3)
         return k, v
-
-
-def _uniform(*shape: int, bound: int) -> Tensor:
-    return (2 * torch.rand(shape) - 1) / math.sqrt(bound)

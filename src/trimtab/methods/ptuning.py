@@ -8,7 +8,6 @@ are trained only f(E) matters, and `encoder="none"` holds it bare.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trimtab.core.call import Call
-from trimtab.core.errors import InputError
+from trimtab.core.draw import uniform
 from trimtab.core.method import Fields, Names, Param, Prompt, Values
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
@@ -54,12 +53,12 @@ class PTuning(Prompt):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.length < 1 or self.layers < 1 or self.hidden < 0:
-            raise InputError("p-tuning: length and layers are at least 1, hidden is not negative")
-        if self.encoder not in ("mlp", "lstm", "none"):
-            raise InputError(f'p-tuning: encoder is "mlp", "lstm" or "none", not {self.encoder!r}')
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"p-tuning: dropout must lie in [0, 1), not {self.dropout}")
+        self.require("length", self.length >= 1, "be at least 1")
+        self.require("layers", self.layers >= 1, "be at least 1")
+        self.require("hidden", self.hidden >= 0, "not be negative")
+        known = self.encoder in ("mlp", "lstm", "none")
+        self.require("encoder", known, 'be "mlp", "lstm" or "none"')
+        self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
 
     def init(self, site: Site) -> dict[str, Param]:
         d = site.module.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
@@ -70,7 +69,7 @@ class PTuning(Prompt):
                 for end in (f"l{layer}", f"l{layer}_reverse"):
                     inner = d if layer == 0 else 2 * h
                     found |= {
-                        f"{key}_{end}": Param(_uniform(*shape, bound=h))
+                        f"{key}_{end}": Param(uniform(*shape, inputs=h))
                         for key, shape in {
                             "weight_ih": (4 * h, inner),
                             "weight_hh": (4 * h, h),
@@ -80,8 +79,8 @@ class PTuning(Prompt):
                     }
         for i, (out, inner) in enumerate(self._widths(d, h)):
             found |= {
-                f"W{i}": Param(_uniform(out, inner, bound=inner)),
-                f"b{i}": Param(_uniform(out, bound=inner)),
+                f"W{i}": Param(uniform(out, inner, inputs=inner)),
+                f"b{i}": Param(uniform(out, inputs=inner)),
             }
         return found
 
@@ -111,7 +110,3 @@ class PTuning(Prompt):
             z = linear(z, p.tensors[f"W{i}"], p.tensors[f"b{i}"])
             z = F.relu(z) if i < last else z
         return z
-
-
-def _uniform(*shape: int, bound: int) -> Tensor:
-    return (2 * torch.rand(shape) - 1) / math.sqrt(bound)

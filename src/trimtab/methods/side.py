@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trimtab.core.call import Call
-from trimtab.core.errors import InputError
 from trimtab.core.layout import runs
 from trimtab.core.method import Beside, Param, Values
 from trimtab.core.operator import linear
@@ -39,8 +38,8 @@ class Side(Beside):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reduction < 1 or not self.temperature > 0:
-            raise InputError("side: reduction is at least 1, and temperature above 0")
+        self.require("reduction", self.reduction >= 1, "be at least 1")
+        self.require("temperature", self.temperature > 0, "be above 0")
 
     def init(self, site: Site) -> dict[str, Param]:
         d, n = site.out_features, len(runs(site.module)[0].blocks)

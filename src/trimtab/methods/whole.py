@@ -30,6 +30,9 @@ class Whole(Method):
             return f"it is a part of what {type(site.module).__name__} holds: train that whole"
         if not any(True for _ in site.module.parameters(recurse=False)):
             return "it has no parameters of its own"
+        computed = "weight" not in site.module._parameters
+        if computed and isinstance(getattr(site.module, "weight", None), Tensor):
+            return "its weight is computed from other tensors, which have no place in a copy"
         if getattr(site.module, "track_running_stats", False):
             return "it keeps running statistics, which no adapter holds"
         return None
