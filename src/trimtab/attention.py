@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from trimtab.core.call import Call, repeated
 from trimtab.core.errors import InputError
+from trimtab.core.front import gathered
 from trimtab.core.host import Companion
 from trimtab.core.method import OURS, Prefix
-from trimtab.core.stack import gathered
 from trimtab.core.walk import plain, walk
 
 
