@@ -220,7 +220,9 @@ def guard(model: nn.Module, record: Record) -> None:
         read = not run.decoder and any(other.decoder for other in all_)
         enter = stack.EnterStack(record.switch, run.name or ROOT, names, read)
         module.register_forward_pre_hook(enter, with_kwargs=True)
-    model.register_forward_hook(watch.PinVersion(record.switch))
+        if module is not model:
+            module.register_forward_hook(watch.PinStack(record.switch))
+    model.register_forward_hook(watch.PinVersion(record.switch), always_call=True)
     if hasattr(model, "get_output_embeddings"):
         model.register_forward_hook(watch.OutputSkipped())
     for _, module in walk(model):
@@ -270,7 +272,13 @@ def release(model: nn.Module, record: Record) -> None:
 
 
 HOOKS: tuple[Any, ...] = (
-    *(watch.PinVersion, watch.NoticeSkipped, watch.OutputSkipped, watch.InputGradients),
+    *(
+        watch.PinVersion,
+        watch.PinStack,
+        watch.NoticeSkipped,
+        watch.OutputSkipped,
+        watch.InputGradients,
+    ),
     *(watch.StackGradients, watch.contiguous_input),
     *(stack.EnterModel, stack.EnterStack, stack.LeaveStack, stack.Tap),
     stack.ShiftPositions,

@@ -136,6 +136,7 @@ def given(model: nn.Module, *, route: Route | None = None, task_ids: Any = None)
     switch = record(model).switch
     named = {name: fact for name, fact in facts(route, task_ids).items() if fact is not None}
     before, switch.given = switch.given, {**switch.given, **named}
+    switch.inside = False  # an interrupted forward pass could not say that it is over
     try:
         yield
     finally:
