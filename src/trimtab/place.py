@@ -235,6 +235,9 @@ def guard(model: nn.Module, record: Record) -> None:
     for run in (run for run in all_ if not run.takes):
         module = model.get_submodule(run.name)
         module.register_forward_pre_hook(watch.StackGradients(model), with_kwargs=True)
+        if module is not model:
+            module.register_forward_pre_hook(stack.EnterBlocks(record.switch), with_kwargs=True)
+            module.register_forward_hook(watch.PinStack(record.switch))
 
 
 def remove(model: nn.Module, record: Record, adapter: Adapter) -> None:
@@ -280,7 +283,7 @@ HOOKS: tuple[Any, ...] = (
         watch.InputGradients,
     ),
     *(watch.StackGradients, watch.contiguous_input),
-    *(stack.EnterModel, stack.EnterStack, stack.LeaveStack, stack.Tap),
+    *(stack.EnterModel, stack.EnterStack, stack.EnterBlocks, stack.LeaveStack, stack.Tap),
     stack.ShiftPositions,
 )
 """All that we hang on a model, to be dropped with its last adapter."""

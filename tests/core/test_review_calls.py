@@ -192,3 +192,98 @@ def test_transforms_of_functions_evaluate_the_law() -> None:
     each = x.clone().requires_grad_()
     (expected,) = torch.autograd.grad(model(each).tanh().sum(), each)
     torch.testing.assert_close(found, expected)
+
+
+class Positions(nn.Module):
+    """Looks its positions up without a batch, as small models of the kind of nanoGPT do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(50, 16), nn.Embedding(32, 16)
+        self.fc = nn.Linear(16, 16)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.wte(ids) + self.wpe(torch.arange(ids.shape[1]))
+        return self.fc(h.flatten(0, 1)).view(*ids.shape, -1)  # rows of tokens, example by example
+
+
+def each_and_routed(to: list[str], batch: Tensor) -> tuple[Tensor, Tensor]:
+    model = Positions()
+    for seed, letter in enumerate("ab"):
+        cases.perturb(attach(model, LoRA(rank=2), to=to, name=letter), seed=seed, by=0.3)
+    expected = []
+    for row, letter in enumerate("ab"):
+        activate(model, letter)
+        expected.append(model(batch)[row])
+    activate(model, Route("a", "b"))
+    return model(batch, route=["a", "b"]), torch.stack(expected)
+
+
+def test_flattened_tokens_are_rows_of_their_examples() -> None:
+    torch.testing.assert_close(*each_and_routed(["wte", "fc"], ids(2, 8)))
+
+
+@pytest.mark.parametrize("positions", [2, 4, 8])
+def test_positions_without_a_batch_are_not_routed(positions: int) -> None:
+    with pytest.raises(trimtab.InputError, match="'wpe' is called with .* not examples"):
+        each_and_routed(["wpe"], ids(2, positions))
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        self.shared_expert = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = x[..., 0] > 0
+        y = torch.empty_like(x)
+        y[chosen], y[~chosen] = self.experts[0](x[chosen]), self.experts[1](x[~chosen])
+        return y + self.shared_expert(x)
+
+
+def test_experts_are_not_routed_by_example() -> None:
+    model = Experts()
+    for letter in "ab":
+        attach(model, LoRA(rank=2), to=["experts.*"], name=letter)
+        attach(model, LoRA(rank=2), to=["shared_expert"], name=f"shared-{letter}")
+    with pytest.raises(trimtab.InputError, match="a router chose"):
+        activate(model, Route("a", "b"))
+    activate(model, Route("shared-a", "shared-b"))
+    with pytest.raises(trimtab.InputError, match="none of"):
+        model(torch.randn(2, 3, 8), route=["a", "b"])
+
+
+def test_a_body_of_pictures_takes_the_route_that_is_given_now() -> None:
+    model = routed("vit").train()
+    batch = cases.by_name("vit").batch()
+    body = model.get_submodule("vit")
+    with given(model, route=["a", "b"]):
+        expected = body(**batch).last_hidden_state
+    model(**batch, route=["b", "a"])
+    with given(model, route=["a", "b"]):
+        torch.testing.assert_close(body(**batch).last_hidden_state, expected)
+
+
+def intervened() -> nn.Module:
+    model = cases.by_name("llama").model().eval()
+    cases.perturb(attach(model, trimtab.ReFT(rank=2, first=1, last=1)), by=0.5)
+    return model
+
+
+@torch.no_grad()
+def test_the_prompt_ends_at_the_labels_for_embeddings_too() -> None:
+    model, tokens = intervened(), ids(2, 8)
+    labels = tokens.clone()
+    labels[:, :4] = -100
+    embeds = model.get_input_embeddings()(tokens)  # type: ignore[operator]
+    expected = model(tokens, labels=labels).logits
+    torch.testing.assert_close(model(inputs_embeds=embeds, labels=labels).logits, expected)
+    assert not torch.allclose(model(tokens).logits, expected)
+
+
+def test_what_was_generated_is_no_prompt() -> None:
+    model = intervened()
+    with pytest.raises(trimtab.InputError, match="use_cache=True"):
+        model.generate(ids(2), max_new_tokens=3, use_cache=False)  # type: ignore[operator]
+    model.generate(ids(2), max_new_tokens=3, use_cache=True)  # type: ignore[operator]

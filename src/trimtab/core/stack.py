@@ -24,6 +24,7 @@ from trimtab.core.host import Companion, Switch
 from trimtab.core.method import Beside, Combine, Prompt
 from trimtab.core.operator import Operator
 from trimtab.core.site import Geometry
+from trimtab.core.watch import tensors_in
 
 _NOWHERE = Geometry("stack", 0, 0)
 
@@ -53,20 +54,49 @@ class EnterModel:
                 f"a route is given, and the active adapters {self.switch.active} are not routed: "
                 "activate Route(…) of them, or leave the route out"
             )
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        before = _unlabelled(kwargs.get("labels"), ids)
-        self.switch.call, self.switch.inside = Call(**found, unlabelled=before), True
+        call = Call(**found, unlabelled=_unlabelled(kwargs.get("labels")))
+        call.regrows = kwargs.get("use_cache") is False and kwargs.get("logits_to_keep") == 1
+        if call.route is not None and (shape := _input_shape(args, kwargs)):
+            call.takes(shape)
+        self.switch.call, self.switch.inside = call, True
         return args, kwargs
 
 
 _FACTS = ("route", "task_ids")
 
 
-def _unlabelled(labels: Any, ids: Any) -> Tensor | None:
+_INPUTS = ("input_ids", "inputs_embeds", "decoder_input_ids", "pixel_values", "input_features")
+
+
+def _input_shape(args: Any, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    """(examples,) or (examples, positions, …) of what a module is given."""
+    named = [kwargs[name] for name in _INPUTS if isinstance(kwargs.get(name), Tensor)]
+    for tensor in (*named, *tensors_in((args, kwargs))):
+        if tensor.ndim:
+            floats = tensor.is_floating_point()
+            return tuple(tensor.shape[: (2 if tensor.ndim == 3 else 1) if floats else None])
+    return ()
+
+
+def _unlabelled(labels: Any) -> Tensor | None:
     """What stands before the first label, where each position has a label of its own."""
-    if not (isinstance(labels, Tensor) and isinstance(ids, Tensor) and labels.ndim == 2):
+    if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
         return None
-    return (labels == -100).long().cumprod(1) if labels.shape == ids.shape else None
+    return (labels == -100).long().cumprod(1)
+
+
+class EnterBlocks:
+    """Before a stack that embeds no tokens: called by itself, a call begins."""
+
+    def __init__(self, switch: Switch) -> None:
+        self.switch = switch
+
+    def __call__(self, stack: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if not self.switch.inside:
+            self.switch.call = Call(**self.switch.given)
+        call = self.switch.call
+        if call.route is not None and (shape := _input_shape(args, kwargs)):
+            call.takes(shape)
 
 
 class EnterStack:
@@ -97,6 +127,8 @@ class EnterStack:
         mask = facts.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2:
             call.masks[self.name] = mask
+        if call.route is not None:
+            call.takes(_given(facts).shape[:2])
         return (), facts
 
     def _prompt(
