@@ -164,7 +164,7 @@ def _reads(method: Method) -> bool:
 def reconnect(model: nn.Module, record: Record) -> None:
     """Hooks at stacks and attentions, as the adapters that are there need them."""
     for _, module in walk(model):
-        for hook in (stack.LeaveStack, stack.Tap, stack.ShiftPositions):
+        for hook in (stack.LeaveStack, stack.CutStates, stack.Tap, stack.ShiftPositions):
             watch.drop(module, hook)
             watch.drop(plain(module), hook)
     for run in runs(model):
@@ -175,6 +175,7 @@ def reconnect(model: nn.Module, record: Record) -> None:
         leave.companion = held
         if held is not None and held.site.geometry.kind == "stack":
             model.get_submodule(run.leave).register_forward_hook(leave)
+            module.register_forward_hook(stack.CutStates(record.switch, run.name or ROOT))
             if _reads_blocks(held):
                 _tap(model, record, run)
         prefixes = [
@@ -284,7 +285,7 @@ HOOKS: tuple[Any, ...] = (
     ),
     *(watch.StackGradients, watch.contiguous_input),
     *(stack.EnterModel, stack.EnterStack, stack.EnterBlocks, stack.LeaveStack, stack.Tap),
-    stack.ShiftPositions,
+    *(stack.ShiftPositions, stack.CutStates),
 )
 """All that we hang on a model, to be dropped with its last adapter."""
 

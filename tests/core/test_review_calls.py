@@ -225,7 +225,7 @@ def test_flattened_tokens_are_rows_of_their_examples() -> None:
 
 @pytest.mark.parametrize("positions", [2, 4, 8])
 def test_positions_without_a_batch_are_not_routed(positions: int) -> None:
-    with pytest.raises(trimtab.InputError, match="'wpe' is called with .* not examples"):
+    with pytest.raises(trimtab.InputError, match=r"'wpe' is called with .* not examples"):
         each_and_routed(["wpe"], ids(2, positions))
 
 
@@ -287,3 +287,15 @@ def test_what_was_generated_is_no_prompt() -> None:
     with pytest.raises(trimtab.InputError, match="use_cache=True"):
         model.generate(ids(2), max_new_tokens=3, use_cache=False)  # type: ignore[operator]
     model.generate(ids(2), max_new_tokens=3, use_cache=True)  # type: ignore[operator]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "bert", "gpt2"])
+def test_the_states_of_all_blocks_have_the_positions_of_the_input(name: str) -> None:
+    model = cases.by_name(name).model().eval()
+    attach(model, trimtab.PromptTuning(length=3), name="p")
+    states = model(ids(2, 6), output_hidden_states=True).hidden_states
+    assert len(states) > 2
+    assert {state.shape[1] for state in states} == {6}
+    activate(model, None)
+    assert {h.shape[1] for h in model(ids(2, 6), output_hidden_states=True).hidden_states} == {6}

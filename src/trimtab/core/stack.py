@@ -154,8 +154,8 @@ class EnterStack:
             types = facts.get("token_type_ids")
             if isinstance(types, Tensor):
                 facts["token_type_ids"] = torch.cat([types[:, :1].expand(-1, n), types], dim=1)
-            if not _kept(companion, self.read):
-                self.switch.call.prompted[self.name] = n
+            kept = _kept(companion, self.read)
+            self.switch.call.prompted[self.name] = 0 if kept else n
         if isinstance(ids, Tensor):
             facts["position_ids"] = ids + n if past else _counted(ids, n)
 
@@ -299,7 +299,7 @@ class LeaveStack:
         y = _states(output)
         if any(isinstance(delta.method, Beside | Combine) for delta in companion.active()):
             y = over(self.switch.composition, _Output(y), self._beside, self.switch.call)(y)
-        n = self.switch.call.prompted.pop(self.name, 0)
+        n = self.switch.call.prompted.get(self.name, 0)
         return _with_states(output, y[:, n:])
 
     def _beside(self, name: str) -> dict[str, Delta]:
@@ -307,6 +307,22 @@ class LeaveStack:
         assert self.companion is not None
         deltas = self.companion.of(name)
         return {key: d for key, d in deltas.items() if not isinstance(d.method, Prompt)}
+
+
+class CutStates:
+    """After a stack: of the states of all its blocks the prompt is cut off as of the last."""
+
+    def __init__(self, switch: Switch, name: str) -> None:
+        self.switch, self.name = switch, name
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        n = self.switch.call.prompted.get(self.name, 0)
+        found = output.get("hidden_states") if isinstance(output, Mapping) else None
+        if n and found:
+            given = max(h.shape[1] for h in found if h is not None)
+            cut = [h if h is None or h.shape[1] < given else h[:, n:] for h in found]
+            output["hidden_states"] = tuple(cut)  # type: ignore[index]
+        return output
 
 
 class _Output(Operator):
