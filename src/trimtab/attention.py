@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from trimtab.core.call import Call, repeated
 from trimtab.core.errors import InputError, StateError
+from trimtab.core.front import gathered
 from trimtab.core.host import Companion
 from trimtab.core.layout import runs
 from trimtab.core.method import EXTENDED, OURS, Prefix
-from trimtab.core.stack import gathered
 from trimtab.core.walk import plain, walk
 
 

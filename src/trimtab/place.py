@@ -210,7 +210,7 @@ def _reads(method: Method) -> bool:
 def reconnect(model: nn.Module, record: Record) -> None:
     """Hooks at stacks and attentions, as the adapters that are there need them."""
     for _, module in walk(model):
-        for kind in (stack.LeaveStack, stack.Tap, stack.ShiftPositions, attention.Wrap):
+        for kind in _MOVING:
             watch.drop(module, kind)
             watch.drop(plain(module), kind)
     for run in runs(model):
@@ -221,6 +221,7 @@ def reconnect(model: nn.Module, record: Record) -> None:
         leave.companion = held
         if held is not None and held.site.geometry.kind == "stack":
             model.get_submodule(run.leave).register_forward_hook(leave)
+            module.register_forward_hook(stack.CutStates(record.switch, run.name or ROOT))
             if _reads_blocks(held):
                 _tap(model, record, run)
         prefixes = [
@@ -269,7 +270,9 @@ def guard(model: nn.Module, record: Record) -> None:
         read = not run.decoder and any(other.decoder for other in all_)
         enter = stack.EnterStack(record.switch, run.name or ROOT, names, read)
         module.register_forward_pre_hook(enter, with_kwargs=True)
-    model.register_forward_hook(watch.PinVersion(record.switch))
+        if module is not model:
+            module.register_forward_hook(watch.PinStack(record.switch))
+    model.register_forward_hook(watch.PinVersion(record.switch), always_call=True)
     if hasattr(model, "get_output_embeddings"):
         model.register_forward_hook(watch.OutputSkipped())
     for _, module in walk(model):
@@ -282,6 +285,9 @@ def guard(model: nn.Module, record: Record) -> None:
     for run in (run for run in all_ if not run.takes):
         module = model.get_submodule(run.name)
         module.register_forward_pre_hook(watch.StackGradients(model), with_kwargs=True)
+        if module is not model:
+            module.register_forward_pre_hook(stack.EnterBlocks(record.switch), with_kwargs=True)
+            module.register_forward_hook(watch.PinStack(record.switch))
 
 
 def remove(model: nn.Module, record: Record, adapter: Adapter) -> None:
@@ -324,11 +330,23 @@ def _nests(module: nn.Module) -> bool:
     return isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor
 
 
+_MOVING: tuple[Any, ...] = (
+    *(stack.LeaveStack, stack.CutStates, stack.Tap, stack.ShiftPositions),
+    attention.Wrap,
+)
+"""Hooks of companions, hung anew with every adapter that needs them."""
+
 HOOKS: tuple[Any, ...] = (
-    *(watch.PinVersion, watch.NoticeSkipped, watch.OutputSkipped, watch.InputGradients),
+    *(
+        watch.PinVersion,
+        watch.PinStack,
+        watch.NoticeSkipped,
+        watch.OutputSkipped,
+        watch.InputGradients,
+    ),
     *(watch.StackGradients, watch.contiguous_input),
-    *(stack.EnterModel, stack.EnterStack, stack.LeaveStack, stack.Tap),
-    *(stack.ShiftPositions, attention.Wrap),
+    *(stack.EnterModel, stack.EnterStack, stack.EnterBlocks),
+    *_MOVING,
 )
 """All that we hang on a model, to be dropped with its last adapter."""
 

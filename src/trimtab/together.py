@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from trimtab.core.compose import Composition, Fuse, Route, Stack, order
 from trimtab.core.errors import InputError, StateError
 from trimtab.core.method import Combine
 from trimtab.methods.whole import Whole
+
+_EXPERT = re.compile(r"(?<!shared_)expert", re.IGNORECASE)  # one that all share sees every token
 
 
 def composed(model: nn.Module, composition: Composition | None) -> tuple[str, ...]:
@@ -59,7 +62,9 @@ def _routed(node: Any) -> Iterator[str]:
 def _refuse_to_route(adapter: Adapter) -> None:
     for name, delta in adapter.deltas():
         why = "its layers keep positions before examples"
-        if delta.site.batch_first:
+        if _EXPERT.search(name):
+            why = "an expert is called with the tokens that a router chose, not with examples"
+        elif delta.site.batch_first:
             if delta.site.parameter is None:
                 continue
             why = "the module there reads its weight itself, once for all examples"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +27,9 @@ class Call:
     of positions already in a stack's cache, and `cached` whether the caller gave that cache;
     `prompted` how many a prompt has put in front; `taps` what sites were given or gave, for laws
     that read several; `unlabelled` (batch, positions) what stands before the first label; `rows`
-    which rows of how many these facts are of.
+    which rows of how many these facts are of; `leading` how many rows a tensor has whose rows are
+    examples (first), or parts of them in order; `regrows` whether a caller generates without a
+    cache, so that every pass reads what was generated as well.
     """
 
     route: tuple[str | None, ...] | None = None
@@ -37,6 +41,26 @@ class Call:
     taps: dict[str, Tensor] = field(default_factory=dict)
     unlabelled: Tensor | None = None
     rows: tuple[Tensor, int] | None = None
+    leading: list[int] = field(default_factory=list)
+    regrows: bool = False
+
+    def takes(self, shape: Sequence[int]) -> None:
+        """Rows of a tensor (examples, positions, …) that the model or one of its stacks is given:
+        flattened they remain rows of examples."""
+        if not self.leading or shape[0] in self.leading:
+            self.leading = [*self.leading, *itertools.accumulate(shape, operator.mul)]
+
+    def examples(self, shape: Sequence[int], site: str) -> int:
+        """The number of rows of an input of this shape, once they are known to be examples'."""
+        known, rows = self.leading or [len(self.route or ())], shape[0]
+        positions = len(shape) == 1 and rows == known[0] and rows * rows in known
+        if rows not in known or (positions and rows > 1):
+            raise InputError(
+                f"{site!r} is called with {tuple(shape)}, and the batch has {known[0]} examples: "
+                "rows there are not examples (positions, or tokens chosen by a router), so that no "
+                "adapter there can be routed by example; choose a target that leaves it out"
+            )
+        return rows
 
     def mask(self, stack: str | None, x: Tensor) -> Tensor | None:
         """The mask (batch, positions) of the positions of x (batch, positions, …), if one is
@@ -51,6 +75,11 @@ class Call:
         positions), without labels all; None where a cache holds the prompt already."""
         if self.past.get(stack or ""):
             return None
+        if self.regrows:
+            raise InputError(
+                "an adapter at some positions of the prompt cannot tell the prompt from what was "
+                "generated where no cache is used: generate with use_cache=True"
+            )
         mask = self.mask(stack, x)
         shape, device = x.shape[:2], x.device
         real = torch.ones(shape, dtype=torch.long, device=device) if mask is None else mask.long()
@@ -136,6 +165,7 @@ def given(model: nn.Module, *, route: Route | None = None, task_ids: Any = None)
     switch = record(model).switch
     named = {name: fact for name, fact in facts(route, task_ids).items() if fact is not None}
     before, switch.given = switch.given, {**switch.given, **named}
+    switch.inside = False  # an interrupted forward pass could not say that it is over
     try:
         yield
     finally:

@@ -198,9 +198,10 @@ class Routed(Operator):
         self.geometry, self.dtype = inner.geometry, inner.dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        batch, device = x.shape[0], getattr(x, "x", x).device
+        route, device = self.call.route, getattr(x, "x", x).device
+        batch = x.shape[0] if route is None else self.call.examples(x.shape, self._site())
         known, outputs, indices = Known(self.inner, x), [], []
-        for name, listed in rows(self.call.route, self.parts, batch).items():
+        for name, listed in rows(route, self.parts, batch).items():
             index = torch.tensor(listed, device=device)
             some = x[index]
             inner = _Rows(known, index, some)
@@ -216,6 +217,9 @@ class Routed(Operator):
         raise StateError(
             "adapters that are routed by example have no one weight: activate one to merge it"
         )
+
+    def _site(self) -> str:
+        return next(d.site.name for part in self.parts for d in self.deltas(part).values())
 
 
 class _Rows(Operator):

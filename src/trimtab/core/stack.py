@@ -9,20 +9,22 @@ transformers' models share (`input_ids`, `inputs_embeds`, `attention_mask`, `pos
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.core.call import Call, repeated
-from trimtab.core.compose import Fuse, Mix, Route, Stack, over, routes, rows
+from trimtab.core.compose import over, routes
 from trimtab.core.delta import Delta
 from trimtab.core.errors import InputError
+from trimtab.core.front import positions, prompts
 from trimtab.core.host import Companion, Switch
-from trimtab.core.method import Beside, Combine, Prefix, Prompt
+from trimtab.core.method import Beside, Combine, Prompt
 from trimtab.core.operator import Operator
 from trimtab.core.site import Geometry
+from trimtab.core.watch import tensors_in
 
 _NOWHERE = Geometry("stack", 0, 0)
 
@@ -52,20 +54,49 @@ class EnterModel:
                 f"a route is given, and the active adapters {self.switch.active} are not routed: "
                 "activate Route(…) of them, or leave the route out"
             )
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        before = _unlabelled(kwargs.get("labels"), ids)
-        self.switch.call, self.switch.inside = Call(**found, unlabelled=before), True
+        call = Call(**found, unlabelled=_unlabelled(kwargs.get("labels")))
+        call.regrows = kwargs.get("use_cache") is False and kwargs.get("logits_to_keep") == 1
+        if call.route is not None and (shape := _input_shape(args, kwargs)):
+            call.takes(shape)
+        self.switch.call, self.switch.inside = call, True
         return args, kwargs
 
 
 _FACTS = ("route", "task_ids")
 
 
-def _unlabelled(labels: Any, ids: Any) -> Tensor | None:
+_INPUTS = ("input_ids", "inputs_embeds", "decoder_input_ids", "pixel_values", "input_features")
+
+
+def _input_shape(args: Any, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    """(examples,) or (examples, positions, …) of what a module is given."""
+    named = [kwargs[name] for name in _INPUTS if isinstance(kwargs.get(name), Tensor)]
+    for tensor in (*named, *tensors_in((args, kwargs))):
+        if tensor.ndim:
+            floats = tensor.is_floating_point()
+            return tuple(tensor.shape[: (2 if tensor.ndim == 3 else 1) if floats else None])
+    return ()
+
+
+def _unlabelled(labels: Any) -> Tensor | None:
     """What stands before the first label, where each position has a label of its own."""
-    if not (isinstance(labels, Tensor) and isinstance(ids, Tensor) and labels.ndim == 2):
+    if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
         return None
-    return (labels == -100).long().cumprod(1) if labels.shape == ids.shape else None
+    return (labels == -100).long().cumprod(1)
+
+
+class EnterBlocks:
+    """Before a stack that embeds no tokens: called by itself, a call begins."""
+
+    def __init__(self, switch: Switch) -> None:
+        self.switch = switch
+
+    def __call__(self, stack: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if not self.switch.inside:
+            self.switch.call = Call(**self.switch.given)
+        call = self.switch.call
+        if call.route is not None and (shape := _input_shape(args, kwargs)):
+            call.takes(shape)
 
 
 class EnterStack:
@@ -96,6 +127,8 @@ class EnterStack:
         mask = facts.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2:
             call.masks[self.name] = mask
+        if call.route is not None:
+            call.takes(_given(facts).shape[:2])
         return (), facts
 
     def _prompt(
@@ -121,8 +154,8 @@ class EnterStack:
             types = facts.get("token_type_ids")
             if isinstance(types, Tensor):
                 facts["token_type_ids"] = torch.cat([types[:, :1].expand(-1, n), types], dim=1)
-            if not _kept(companion, self.read):
-                self.switch.call.prompted[self.name] = n
+            kept = _kept(companion, self.read)
+            self.switch.call.prompted[self.name] = 0 if kept else n
         if isinstance(ids, Tensor):
             facts["position_ids"] = ids + n if past else _counted(ids, n)
 
@@ -266,7 +299,7 @@ class LeaveStack:
         y = _states(output)
         if any(isinstance(delta.method, Beside | Combine) for delta in companion.active()):
             y = over(self.switch.composition, _Output(y), self._beside, self.switch.call)(y)
-        n = self.switch.call.prompted.pop(self.name, 0)
+        n = self.switch.call.prompted.get(self.name, 0)
         return _with_states(output, y[:, n:])
 
     def _beside(self, name: str) -> dict[str, Delta]:
@@ -274,6 +307,22 @@ class LeaveStack:
         assert self.companion is not None
         deltas = self.companion.of(name)
         return {key: d for key, d in deltas.items() if not isinstance(d.method, Prompt)}
+
+
+class CutStates:
+    """After a stack: of the states of all its blocks the prompt is cut off as of the last."""
+
+    def __init__(self, switch: Switch, name: str) -> None:
+        self.switch, self.name = switch, name
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        n = self.switch.call.prompted.get(self.name, 0)
+        found = output.get("hidden_states") if isinstance(output, Mapping) else None
+        if n and found:
+            given = max(h.shape[1] for h in found if h is not None)
+            cut = [h if h is None or h.shape[1] < given else h[:, n:] for h in found]
+            output["hidden_states"] = tuple(cut)  # type: ignore[index]
+        return output
 
 
 class _Output(Operator):
@@ -312,89 +361,3 @@ class Tap:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         self.switch.call.taps[self.key] = output if isinstance(output, Tensor) else output[0]
-
-
-def prompts(companion: Companion) -> Tensor | None:
-    """The rows that the active adapters put before the input: (n, d) or (batch, n, d)."""
-
-    def of(name: str, call: Call) -> list[Tensor]:
-        return [
-            delta.method.extend(delta.values(torch.float32), call)
-            for delta in companion.of(name).values()
-            if isinstance(delta.method, Prompt)
-        ]
-
-    return gathered(companion, of) if companion.acts() else None
-
-
-def positions(attention: list[Companion]) -> int:
-    """How many positions the active prefixes of a stack take."""
-    each: dict[str, int] = {}
-    for companion in attention:
-        for name in companion.switch.active if companion.acts() else ():
-            for delta in companion.of(name).values():
-                if isinstance(delta.method, Prefix):
-                    each[name] = max(each.get(name, 0), delta.method.positions)
-    return _taken(attention[0].switch.composition, each) if each else 0
-
-
-def _taken(node: Any, each: Mapping[str, int]) -> int:
-    match node:
-        case Stack(parts=parts):
-            return sum(_taken(part, each) for part in parts)
-        case Route(parts=parts):
-            return max((each.get(part, 0) for part in parts), default=0)
-    return each.get(node, 0) if isinstance(node, str) else 0
-
-
-def gathered(
-    companion: Companion, of: Callable[[str, Call], list[Tensor]], dim: int = -2
-) -> Tensor | None:
-    """What the active adapters put in front, one after the other along `dim`; of routed ones each
-    example has its own, in a first dimension."""
-    switch = companion.switch
-
-    def collect(node: Any) -> list[Tensor]:
-        match node:
-            case None:
-                return []
-            case str():
-                return of(node, switch.call)
-            case Stack(parts=parts):
-                return [tensor for part in parts for tensor in collect(part)]
-            case Route(parts=parts):
-                return _routed(parts)
-            case Mix(weights=weights):
-                named = [name for name, _ in weights]
-            case Fuse(parts=named):
-                pass
-        if any(of(name, switch.call) for name in named):
-            raise InputError(
-                f"prompts and prefixes stand one before the other: {type(node).__name__} cannot "
-                "put them together; use Stack or Route"
-            )
-        return []
-
-    def _routed(parts: tuple[str, ...]) -> list[Tensor]:
-        if not any(of(name, switch.call) for name in parts):
-            return []
-        route = switch.call.route
-        rows(route, parts, len(route or ()))  # refuses what is not there
-        each = {}
-        for name in set(route or ()):
-            found = of(name, switch.call) if name is not None else []
-            if not found:
-                raise InputError(
-                    f"{name!r} puts nothing before the input, and is routed with adapters that do: "
-                    "within a batch all examples have a prompt, or none has"
-                )
-            each[name] = torch.cat(found, dim)
-        if len({tensor.shape for tensor in each.values()}) > 1:
-            shapes = {name: tensor.shape[dim] for name, tensor in each.items()}
-            raise InputError(f"routed prompts have one length, and these differ: {shapes}")
-        return [torch.stack([each[name] for name in route or ()])]
-
-    tensors = collect(switch.composition)
-    if not tensors:
-        return None
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)

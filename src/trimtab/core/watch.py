@@ -4,6 +4,7 @@ pickle.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,9 @@ from trimtab.core.walk import walk
 
 class PinVersion:
     """At the root, when a call ends: a backward pass that would recompute under other adapters
-    raises instead; one that recomputes finds the facts of its own call again."""
+    raises instead; one that recomputes finds the facts of its own call again. Called also where the
+    forward pass fails (the output is None then), so that its facts reach no later call.
+    """
 
     def __init__(self, switch: Switch) -> None:
         self.switch = switch
@@ -31,11 +34,8 @@ class PinVersion:
             self._penalise(module, output)
         if not torch.is_grad_enabled():
             switch.call = Call()  # nobody will ask for its tensors again
-        elif not torch.compiler.is_compiling():
-            check = _Check(switch, module.training)
-            for tensor in _tensors(output):
-                if tensor.grad_fn is not None:
-                    tensor.grad_fn.register_prehook(check)
+        else:
+            pin(switch, output, module.training)
 
     def _penalise(self, module: nn.Module, output: Any) -> None:
         """The laws' penalties join the loss that the model computes; another must ask for them."""
@@ -46,6 +46,26 @@ class PinVersion:
         self.switch.owed = loss is None
         if loss is not None:
             output["loss"] = loss + found.to(loss)
+
+
+class PinStack:
+    """The same at a stack that is called by itself."""
+
+    def __init__(self, switch: Switch) -> None:
+        self.switch = switch
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self.switch.inside and torch.is_grad_enabled():
+            pin(self.switch, output, module.training)
+
+
+def pin(switch: Switch, output: Any, training: bool) -> None:
+    """The backward pass from this output belongs to the call that is now."""
+    if not torch.compiler.is_compiling():
+        check = _Check(switch, training)
+        for tensor in tensors_in(output):
+            if tensor.grad_fn is not None:
+                tensor.grad_fn.register_prehook(check)
 
 
 class _Check:
@@ -69,12 +89,23 @@ class _Check:
         self.switch.trained.update(self.trains)
 
 
-def _tensors(output: Any, depth: int = 3) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif depth and isinstance(output, dict | list | tuple):
-        for item in output.values() if isinstance(output, dict) else output:
-            yield from _tensors(item, depth - 1)
+def tensors_in(held: Any, depth: int = 3) -> Iterator[Tensor]:
+    """The tensors in what a module is given or gives: in containers and in data classes."""
+    if isinstance(held, Tensor):
+        yield held
+    elif depth:
+        for item in _items(held):
+            yield from tensors_in(item, depth - 1)
+
+
+def _items(held: Any) -> list[Any]:
+    if isinstance(held, dict):
+        return list(held.values())
+    if isinstance(held, list | tuple):
+        return list(held)
+    if dataclasses.is_dataclass(held):
+        return [getattr(held, f.name, None) for f in dataclasses.fields(held)]
+    return []
 
 
 class NoticeSkipped:
@@ -185,3 +216,4 @@ def drop(module: nn.Module, hook: Any) -> None:
         for key, value in list(hooks.items()):
             if value is hook or (isinstance(hook, type) and isinstance(value, hook)):
                 del hooks[key]
+                module._forward_hooks_always_called.pop(key, None)

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from trimtab.core.delta import Delta
 from trimtab.core.kernel import Kernel, register
@@ -39,9 +38,10 @@ class LoRALinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, W, A, B, down = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is asked for, and goes through x Aᵀ too
+            down = x @ A.to(x.dtype).T
         dy = dy.contiguous()
         up = (dy @ B.to(dy.dtype)).mul_(ctx.scale)
         dA = (up.T @ x).to(A.dtype) if ctx.needs_input_grad[3] else None
@@ -66,6 +66,7 @@ def _applies(delta: Delta, x: Tensor, inner: Operator) -> bool:
         and not any(p.requires_grad for p in module.parameters(recurse=False))
         and not (method.dropout and delta.training)  # type: ignore[attr-defined]
         and not torch.is_autocast_enabled(x.device.type)
+        and not torch._C._are_functorch_transforms_active()  # vmap, torch.func.grad
         and _bare(module)
     )
 

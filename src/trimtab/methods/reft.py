@@ -26,7 +26,8 @@ class ReFT(Intervention):
     """An edit within a subspace of `rank` dimensions, at some positions of the prompt.
 
     The prompt is what a model reads before it generates: with a cache the first pass, in training
-    what stands before the first label (those of -100 left out), otherwise all.
+    what stands before the first label (those of -100 left out), otherwise all. `generate` without a
+    cache, whose every pass reads what was generated too, is refused.
     """
 
     name = "reft"
