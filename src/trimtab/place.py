@@ -174,8 +174,9 @@ def reconnect(model: nn.Module, record: Record) -> None:
         leave = stack.LeaveStack(record.switch, run.name or ROOT)
         leave.companion = held
         if held is not None and held.site.geometry.kind == "stack":
-            model.get_submodule(run.leave).register_forward_hook(leave)
-            module.register_forward_hook(stack.CutStates(record.switch, run.name or ROOT))
+            cut = stack.CutStates(record.switch, run.name or ROOT)
+            module.register_forward_hook(cut, prepend=True)  # at the root, while the call lasts
+            model.get_submodule(run.leave).register_forward_hook(leave, prepend=True)
             if _reads_blocks(held):
                 _tap(model, record, run)
         prefixes = [
