@@ -164,9 +164,9 @@ def _reads(method: Method) -> bool:
 def reconnect(model: nn.Module, record: Record) -> None:
     """Hooks at stacks and attentions, as the adapters that are there need them."""
     for _, module in walk(model):
-        for hook in (stack.LeaveStack, stack.CutStates, stack.Tap, stack.ShiftPositions):
-            watch.drop(module, hook)
-            watch.drop(plain(module), hook)
+        for ours in (stack.LeaveStack, stack.CutStates, stack.Tap, stack.ShiftPositions):
+            watch.drop(module, ours)
+            watch.drop(plain(module), ours)
     for run in runs(model):
         module = model.get_submodule(run.name)
         companion = module._modules.get("deltas")
