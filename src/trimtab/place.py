@@ -210,9 +210,15 @@ def _reads(method: Method) -> bool:
 def reconnect(model: nn.Module, record: Record) -> None:
     """Hooks at stacks and attentions, as the adapters that are there need them."""
     for _, module in walk(model):
+<<<<<<< HEAD
         for kind in _MOVING:
             watch.drop(module, kind)
             watch.drop(plain(module), kind)
+=======
+        for ours in (stack.LeaveStack, stack.CutStates, stack.Tap, stack.ShiftPositions):
+            watch.drop(module, ours)
+            watch.drop(plain(module), ours)
+>>>>>>> wt-fb
     for run in runs(model):
         module = model.get_submodule(run.name)
         companion = module._modules.get("deltas")
@@ -220,8 +226,9 @@ def reconnect(model: nn.Module, record: Record) -> None:
         leave = stack.LeaveStack(record.switch, run.name or ROOT)
         leave.companion = held
         if held is not None and held.site.geometry.kind == "stack":
-            model.get_submodule(run.leave).register_forward_hook(leave)
-            module.register_forward_hook(stack.CutStates(record.switch, run.name or ROOT))
+            cut = stack.CutStates(record.switch, run.name or ROOT)
+            module.register_forward_hook(cut, prepend=True)  # at the root, while the call lasts
+            model.get_submodule(run.leave).register_forward_hook(leave, prepend=True)
             if _reads_blocks(held):
                 _tap(model, record, run)
         prefixes = [

@@ -299,3 +299,11 @@ def test_the_states_of_all_blocks_have_the_positions_of_the_input(name: str) -> 
     assert {state.shape[1] for state in states} == {6}
     activate(model, None)
     assert {h.shape[1] for h in model(ids(2, 6), output_hidden_states=True).hidden_states} == {6}
+
+
+@torch.no_grad()
+def test_a_body_that_is_the_model_itself_gives_no_prompt_back() -> None:
+    body = cases.by_name("llama").model().get_submodule("model").eval()
+    attach(body, trimtab.PromptTuning(length=3))
+    out = body(ids(2, 6), output_hidden_states=True)
+    assert {state.shape[1] for state in (out.last_hidden_state, *out.hidden_states)} == {6}

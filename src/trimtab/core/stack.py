@@ -321,7 +321,7 @@ class CutStates:
         if n and found:
             given = max(h.shape[1] for h in found if h is not None)
             cut = [h if h is None or h.shape[1] < given else h[:, n:] for h in found]
-            output["hidden_states"] = tuple(cut)  # type: ignore[index]
+            output["hidden_states"] = tuple(cut)
         return output
 
 
