@@ -210,15 +210,9 @@ def _reads(method: Method) -> bool:
 def reconnect(model: nn.Module, record: Record) -> None:
     """Hooks at stacks and attentions, as the adapters that are there need them."""
     for _, module in walk(model):
-<<<<<<< HEAD
         for kind in _MOVING:
             watch.drop(module, kind)
             watch.drop(plain(module), kind)
-=======
-        for ours in (stack.LeaveStack, stack.CutStates, stack.Tap, stack.ShiftPositions):
-            watch.drop(module, ours)
-            watch.drop(plain(module), ours)
->>>>>>> wt-fb
     for run in runs(model):
         module = model.get_submodule(run.name)
         companion = module._modules.get("deltas")
