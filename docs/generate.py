@@ -111,7 +111,8 @@ def methods() -> str:
         lines.append(f"| {' | '.join([f'`{first}`', *rest])} |")
     lines += ["", NOTE.replace("*", "\\*")]
     for name in found:
-        lines += ["", f"## {name}", "", "```", docstring(name), "```"]
+        lines += ["", f"## {name}", "", f"`{call(name, found[name])}`", "", "```"]
+        lines += [docstring(name), "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -121,6 +122,14 @@ def conformance() -> str:
     from trimtab.testing.matrix import page
 
     return page(read(ROOT / "docs" / "conformance.json"))
+
+
+def call(name: str, row: dict[str, Any]) -> str:
+    """The class with its hyper-parameters at their defaults."""
+    from trimtab.core.registry import lookup
+
+    options = ", ".join(f"{key}={value!r}" for key, value in row["options"].items())
+    return f"trimtab.{lookup(name).__name__}({options})"
 
 
 def docstring(name: str) -> str:

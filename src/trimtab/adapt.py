@@ -31,7 +31,7 @@ def attach(
     to: Target | None = None,
     *,
     name: str = "default",
-    train: Sequence[str] = (),
+    train: str | Sequence[str] = (),
 ) -> Adapter:
     """Freeze the base, put a new adapter on it, make it the active one, and return it.
 
@@ -47,7 +47,7 @@ def attach(
         InputError: a name that is taken or no name; two targets that need one name each.
         SiteNotFound: a target, or a module of `train`, that names nothing the method can act on.
     """
-    model = unwrap(model)
+    model, train = unwrap(model), [train] if isinstance(train, str) else train
     refuse_wrapped(model)
     record_ = admit(model, name)
     with _upon_base(model, record_):

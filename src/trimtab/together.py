@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from trimtab.core.adapter import Adapter, Record, intact, record
-from trimtab.core.compose import Composition, Fuse, Route, Stack, order
+from trimtab.core.compose import Composition, Fuse, Mix, Route, Stack, order
 from trimtab.core.errors import InputError, StateError
-from trimtab.core.method import Combine
+from trimtab.core.method import Combine, Prefix, Prompt
 from trimtab.methods.whole import Whole
 
 _EXPERT = re.compile(r"(?<!shared_)expert", re.IGNORECASE)  # one that all share sees every token
@@ -42,6 +42,8 @@ def _refuse(composition: Composition | None, names: Sequence[str], record_: Reco
             f"{selections[0].name!r} changes the base's own parameters, which are the same for "
             f"all: it cannot be one part of a {type(composition).__name__}"
         )
+    if isinstance(composition, Mix):
+        _refuse_to_mix(adapters)
     for name in _routed(composition):
         _refuse_to_route(record_.adapters[name])
     if isinstance(composition, Stack):
@@ -57,6 +59,16 @@ def _routed(node: Any) -> Iterator[str]:
         yield from node.parts
     for part in getattr(node, "parts", ()):
         yield from _routed(part)
+
+
+def _refuse_to_mix(adapters: Sequence[Adapter]) -> None:
+    for adapter in adapters:
+        for site, method in adapter.entries:
+            if isinstance(method, Prompt | Prefix):
+                raise InputError(
+                    f"{adapter.name!r} has a {method.name} at {site!r}, and what stands before the "
+                    "input cannot be mixed: use Stack or Route"
+                )
 
 
 def _refuse_to_route(adapter: Adapter) -> None:

@@ -54,18 +54,18 @@ def methods(
 
     console = Console(highlight=False)
     narrow = console.width < _WIDE
-    left_out = {"targets", "acts on", "lr"} if narrow else set()
+    left_out = {"kind", "targets", "acts on", "needs", "lr"} if narrow else set()
     shown = Table(header_style="bold", pad_edge=False, box=None if narrow else HEAVY_HEAD)
     for name in HEAD:
         if name not in left_out:
-            shown.add_column(name, no_wrap=name == "method")
+            shown.add_column(name, no_wrap=narrow or name == "method")
     for name, row in rows.items():
         named = zip(HEAD, cells(name, row), strict=True)
         shown.add_row(*(cell for column, cell in named if column not in left_out))
     console.print(shown)
     console.print(NOTE, markup=False)
     if narrow:
-        console.print("Targets, kinds of layers, learning rates: a wider terminal, or --json.")
+        console.print("Kinds, targets, layers, learning rates: a wider terminal, or --json.")
     return 0
 
 

@@ -113,7 +113,7 @@ class Record:
             if len(self.adapters) == 1:
                 return next(iter(self.adapters.values()))
             raise InputError(
-                f"name one of the {len(self.adapters)} adapters: {sorted(self.adapters)}"
+                f"name one of the {len(self.adapters)} adapters, name=…: {sorted(self.adapters)}"
             )
         if name not in self.adapters:
             raise InputError(f"no adapter is called {name!r}; {nearest(name, self.adapters)}")

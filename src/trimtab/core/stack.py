@@ -182,10 +182,11 @@ class EnterStack:
             room = table.num_embeddings - _first_row(table)
             if given > room:
                 added = f"a prompt of {prompt}" if prompt else f"a prefix of {n}"
+                left = room - prompt - n
+                what = f"the input to {left} tokens" if left > 0 else f"{added} itself"
                 raise InputError(
                     f"{given} positions do not fit: the stack {self.name!r} has learned {room}, "
-                    f"and {added} takes its part of them; shorten the input to "
-                    f"{max(0, room - prompt - n)} tokens"
+                    f"and {added} takes its part of them; shorten {what}"
                 )
 
     @staticmethod

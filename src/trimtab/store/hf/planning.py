@@ -72,8 +72,11 @@ def plan(config: Any, model: nn.Module) -> Pairs:
         if _shifted(fields, site, targeted):
             pairs.append((site, lookup(BIASES)()))
     if not any(isinstance(method, cls) for _, method in pairs):
+        able = {one.name.rpartition(".")[2] for one in known if cls().accepts(one) is None}
         raise SiteNotFound(
-            f"{CONFIG}: no module matches target_modules={fields.get('target_modules')!r}"
+            f"HF PEFT's configuration: no module of {type(model).__name__} that {cls.name} can act "
+            f"on matches target_modules={fields.get('target_modules')!r}; there are "
+            f"{sorted(able)[:12]}"
         )
     return pairs
 

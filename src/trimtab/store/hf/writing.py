@@ -49,7 +49,7 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
         every = {method.name for _, method in adapter.entries} - {Whole.name}
         raise InputError(
             f"adapter {adapter.name!r} ({', '.join(sorted(every)) or 'whole modules'}) cannot be "
-            "written in HF PEFT's format, which holds one method that it knows; use "
+            "written in HF PEFT's format, which has no such method, or holds one alone; use "
             "format='trimtab'"
         )
     _refuse_untied(model, adapter)
