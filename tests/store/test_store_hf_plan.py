@@ -71,7 +71,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         LoraConfig(target_modules=["query"], init_lora_weights=False),
         "init_lora_weights=False: a new adapter starts",
     ),
-    "nowhere": (LoraConfig(target_modules=["qery"]), r"no module of .* matches target_modules=\['qery'\]"),
+    "nowhere": (
+        LoraConfig(target_modules=["qery"]),
+        r"no module of .* matches target_modules=\['qery'\]",
+    ),
     "whole nowhere": (
         LoraConfig(target_modules=["query"], modules_to_save=["clasifier"]),
         "no module with parameters is 'clasifier'",
