@@ -193,10 +193,9 @@ def _connect(model: nn.Module, record: Record, adapter: Adapter) -> None:
 def _hooked(adapter: Adapter, record: Record) -> bool:
     """Whether hooks must be hung anew once the adapter's hosts have come or gone: its own, and
     those that others have at blocks, which stand on what is at a block's place now."""
-    own, around = (Beside, Prompt, Prefix, Combine), record.adapters.values()
-    return any(isinstance(method, own) for _, method in adapter.entries) or any(
-        isinstance(method, Beside) for other in around for _, method in other.entries
-    )
+    if any(isinstance(method, Beside | Prompt | Prefix | Combine) for method in adapter.methods):
+        return True
+    return any(other.beside for other in record.adapters.values())
 
 
 def _reads_entry(adapter: Adapter) -> bool:

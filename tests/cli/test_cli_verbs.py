@@ -126,7 +126,8 @@ def test_methods_lists_every_method(cli: Cli) -> None:
     assert list(rows) == list(trimtab.methods())
     assert rows["lora"]["hf_peft"] == "LORA"
     assert rows["lora"]["parameters"] == 2 * 8 * 768
-    assert all(name in cli("methods").out for name in rows)
+    shown = cli("methods").out
+    assert all(name in shown for name in rows)
 
 
 def test_a_reader_that_leaves_ends_in_silence() -> None:

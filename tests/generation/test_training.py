@@ -96,22 +96,22 @@ def test_rows_of_a_left_padded_batch_are_those_alone(name: str) -> None:
 
 @NAMES
 def test_lengths_of_outputs(name: str) -> None:
-    """The states of a stack have the prompt's positions, its attention looks at the prefix too; its
-    last output has what was asked for."""
+    """Where the prompt is cut off, states have the input's positions alone; attention looks at the
+    prompt and the prefix; the last output has what was asked for."""
     model, inputs = adapted(name, attn_implementation="eager"), batch(name)
     out = model(**inputs, output_hidden_states=True, output_attentions=True)
     prefix, prompt, T = 2, 3, 7
     if name in ("t5", "bart"):
-        states, attention = out.encoder_hidden_states, out.encoder_attentions
+        states, attention, length = out.encoder_hidden_states, out.encoder_attentions, prompt + T
         assert out.encoder_last_hidden_state.shape[1] == prompt + T
         assert out.logits.shape[1] == 5
         assert [a.shape[-2:] for a in out.decoder_attentions] == [(5, prefix + 5)] * 3
         assert [a.shape[-2:] for a in out.cross_attentions] == [(5, prompt + T)] * 3
     else:
-        states, attention = out.hidden_states, out.attentions
+        states, attention, length = out.hidden_states, out.attentions, T
         assert out.logits.shape == ((2, 3) if name in ENCODERS else (2, T, 60))
     assert len(states) == 4
-    assert {s.shape[1] for s in states[:-1]} == {prompt + T}
+    assert {s.shape[1] for s in states[:-1]} == {length}
     assert [a.shape[-2:] for a in attention] == [(prompt + T, prefix + prompt + T)] * 3
     kept = tiny(name)
     trimtab.attach(kept, trimtab.PromptTuning(length=prompt, keep=True))

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "methods",
         help="What each method can do, found by trying it.",
-        epilog="Examples: trimtab methods --json; trimtab methods --probe --method lora",
+        epilog="Example: trimtab methods --json; trimtab methods --probe --method lora",
     )(methods)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from trimtab.core.delta import Delta, Tensors
 from trimtab.core.errors import InputError, StateError, nearest
 from trimtab.core.host import Companion, Host, Switch
-from trimtab.core.method import Combine, Method, Selection
+from trimtab.core.method import Beside, Combine, Method, Selection
 
 RECORD = "_trimtab"
 
@@ -37,6 +38,16 @@ class Adapter:
     def __repr__(self) -> str:
         kinds = ", ".join(sorted({method.name for _, method in self.entries}))
         return f"Adapter({self.name!r}: {kinds} at {len(self.hosts) or 'no'} sites)"
+
+    @functools.cached_property
+    def methods(self) -> frozenset[Method]:
+        """Its methods, each once."""
+        return frozenset(method for _, method in self.entries)
+
+    @functools.cached_property
+    def beside(self) -> bool:
+        """Whether it has a network beside a stack, which reads the stack's blocks."""
+        return any(isinstance(method, Beside) for method in self.methods)
 
     @property
     def selection(self) -> Selection | None:
