@@ -156,7 +156,7 @@ def test_what_a_route_of_prompts_refuses() -> None:
         trimtab.activate(model, trimtab.Route(*parts))
         with pytest.raises(trimtab.InputError, match=text):
             model(**inputs, route=route)
-    with pytest.raises(trimtab.InputError, match="'a' has a prompt at .* cannot be mixed"):
+    with pytest.raises(trimtab.InputError, match=r"'a' has a prompt at .* cannot be mixed"):
         trimtab.activate(model, trimtab.Mix(a=0.5))
 
 
