@@ -93,6 +93,14 @@ class Deltas(nn.ModuleDict):
     def drop(self, adapter: str) -> None:
         del self._modules[adapter]
 
+    def act(self, switch: Switch) -> bool:
+        """Whether any of them changes anything now."""
+        return not switch.merged and any(name in self._modules for name in switch.active)
+
+    def acting(self, switch: Switch) -> list[Delta]:
+        """Those of the active adapters, innermost first."""
+        return [delta for name in switch.active for delta in self.of(name).values()]
+
     def forward(self, x: Any) -> Any:
         """Hands on what it gets: a `Sequential` calls all its children."""
         return x
@@ -108,11 +116,11 @@ class Companion(Deltas):
         self._register_state_dict_hook(_leave_out_merged)
 
     def acts(self) -> bool:
-        return not self.switch.merged and any(n in self._modules for n in self.switch.active)
+        return self.act(self.switch)
 
     def active(self) -> list[Delta]:
         """The deltas that act now, in order."""
-        return [delta for name in self.switch.active for delta in self.of(name).values()]
+        return self.acting(self.switch)
 
     stack = Deltas.of
 
@@ -162,12 +170,10 @@ class Host(nn.Module):
 
     def active(self) -> list[Delta]:
         """The deltas that act now, innermost first."""
-        return [delta for name in self.switch.active for delta in self.stack(name).values()]
+        return self.deltas.acting(self.switch)
 
     def acts(self) -> bool:
-        return not self.switch.merged and any(
-            name in self.deltas._modules for name in self.switch.active
-        )
+        return self.deltas.act(self.switch)
 
     def operator(self, base: Operator | None = None) -> Operator:
         """The base under the active composition."""

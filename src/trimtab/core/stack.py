@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.call import Call, repeated
+from trimtab.core.call import facts as checked
 from trimtab.core.compose import over, routes
 from trimtab.core.delta import Delta
 from trimtab.core.errors import InputError
@@ -42,12 +43,10 @@ class EnterModel:
         self.switch, self.own = switch, own
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        from trimtab.core.call import facts
-
         found = dict(self.switch.given)
         for name in ("route", "task_ids"):
             if kwargs.get(name) is not None:
-                found[name] = facts(**{name: kwargs[name]})[name]
+                found[name] = checked(**{name: kwargs[name]})[name]
         kwargs = {k: v for k, v in kwargs.items() if k in self.own or k not in _FACTS}
         if found.get("route") is not None and not routes(self.switch.composition):
             raise InputError(
@@ -85,6 +84,13 @@ def _unlabelled(labels: Any) -> Tensor | None:
     return (labels == -100).long().cumprod(1)
 
 
+def _call(switch: Switch) -> Call:
+    """The call of the root; a new one where a stack is called by itself."""
+    if not switch.inside:
+        switch.call = Call(**switch.given)
+    return switch.call
+
+
 class EnterBlocks:
     """Before a stack that embeds no tokens: called by itself, a call begins."""
 
@@ -92,9 +98,7 @@ class EnterBlocks:
         self.switch = switch
 
     def __call__(self, stack: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if not self.switch.inside:
-            self.switch.call = Call(**self.switch.given)
-        call = self.switch.call
+        call = _call(self.switch)
         if call.route is not None and (shape := _input_shape(args, kwargs)):
             call.takes(shape)
 
@@ -109,9 +113,7 @@ class EnterStack:
         self.tables: list[nn.Embedding] = []  # of learned positions, one row each
 
     def __call__(self, stack: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        if not self.switch.inside:  # `generate` calls an encoder by itself
-            self.switch.call = Call(**self.switch.given)
-        call = self.switch.call
+        call = _call(self.switch)
         facts = {**dict(zip(self.names, args, strict=False)), **kwargs}
         past = facts.get("past_key_values")
         call.past[self.name] = length = _seen(past)
