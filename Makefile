@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 JOBS ?= 1
 
-.PHONY: demo test check bench docs conformance format clean
+.PHONY: demo test check bench quality docs conformance format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,13 @@ docs: $(VENV)/.installed
 # Goes on where it was stopped; JOBS processes; ONLY narrows it, such as ONLY='--law hf-peft'.
 conformance: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/trimtab methods --probe --out docs/conformance.json --jobs $(JOBS) $(ONLY)
+	$(BIN)/python docs/generate.py
+
+# Every method on real work, hours of it; goes on where it was stopped: MINUTES=60, JOBS=2.
+MINUTES ?= 100000
+quality: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/quality --jobs $(JOBS) --minutes $(MINUTES)
 	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.installed

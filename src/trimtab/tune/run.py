@@ -171,7 +171,7 @@ def _attach(work: Work) -> Adapter:
     session, config = work.session, work.session.config
     transformers.set_seed(config.seed)
     method = config.build_method()
-    whole = _trained_whole(session)
+    whole = trained_whole(session)
     adapter = adapt.attach(
         session.model,
         method,
@@ -179,7 +179,7 @@ def _attach(work: Work) -> Adapter:
         train=whole,
     )
     if config.probe_first and work.probed is not None and config.method != "head":
-        _start_from_probe(adapter, heads(session.model)[0], work.probed)
+        start_from_probe(adapter, heads(session.model)[0], work.probed)
         work.started_from_probe = True
     if config.gradient_checkpointing:
         session.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -189,7 +189,7 @@ def _attach(work: Work) -> Adapter:
 
 
 @torch.no_grad()
-def _start_from_probe(adapter: Adapter, head: str, probed: nn.Module) -> None:
+def start_from_probe(adapter: Adapter, head: str, probed: nn.Module) -> None:
     """A new head starts where training it alone has brought it, rather than at random: the adapter
     then need not move the features to suit a random head (Kumar et al. 2022, arXiv:2202.10054).
     """
@@ -201,7 +201,7 @@ def _start_from_probe(adapter: Adapter, head: str, probed: nn.Module) -> None:
                 own[key].copy_(tensor)
 
 
-def _trained_whole(session: Session) -> list[str]:
+def trained_whole(session: Session) -> list[str]:
     """The modules to train whole: those asked for, and those that no checkpoint filled."""
     if session.config.selects:
         return list(session.config.train or [])

@@ -1,0 +1,219 @@
+"""What the runs show: one row a method and setting, beside full fine-tuning, and the picture.
+
+The metric is the mean over seeds; intervals draw the test examples again, each with its scores of
+all seeds (paired with full fine-tuning's on the same examples). A method is non-inferior where its
+difference from full fine-tuning lies above -1.0 point with 95 % confidence, and was trained with as
+many seeds as full fine-tuning was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from works import works
+
+from runs import RESULTS, unpacked
+from trimtab.core.registry import methods
+from trimtab.evaluate.bootstrap import Interval, mean_interval, paired_mean
+
+MARGIN = 0.010
+SMALL = 0.01
+REFERENCE = "full"
+METRICS = {work.name: work.metric for work in works()}
+ABOUT = {
+    work.name: f"{work.model}, `{work.data}`, {work.metric}, {work.steps} steps" for work in works()
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with its settings on one work."""
+
+    name: str
+    trained: int
+    total: int
+    lr: float
+    seeds: tuple[int, ...]
+    seconds: float
+    test: Interval
+    against: Interval | None
+
+    @property
+    def share(self) -> float:
+        return self.trained / self.total
+
+    @property
+    def non_inferior(self) -> bool:
+        return self.against is not None and self.against.low > -MARGIN
+
+
+def read(work: str) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+    """The final runs of each row; and of rows without any why, as far as is known."""
+    finals: dict[str, list[dict[str, Any]]] = {}
+    failed: dict[str, str] = {}
+    for path in sorted((RESULTS / work).glob("*/*.json")):
+        found = json.loads(path.read_text(encoding="utf8"))
+        if "failed" in found:
+            failed[found["row"]] = found["failed"]
+        elif "scores" in found:
+            finals.setdefault(found["row"], []).append(found)
+    return {name: _one_rate(runs) for name, runs in finals.items()}, failed
+
+
+def _one_rate(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs with the rate of the newest search, should an older one have left others."""
+    rates = {run["lr"] for run in runs}
+    most = max(rates, key=lambda lr: sum(run["lr"] == lr for run in runs))
+    return sorted((run for run in runs if run["lr"] == most), key=lambda run: run["seed"])
+
+
+def rows(work: str) -> list[Row]:
+    finals, _ = read(work)
+    reference = finals.get(REFERENCE, [])
+    found = [_row(name, runs, reference) for name, runs in finals.items()]
+    return sorted(found, key=lambda row: -row.test.value)
+
+
+def _row(name: str, runs: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]) -> Row:
+    scores = _pooled(runs)
+    seeds = tuple(run["seed"] for run in runs)
+    both = {run["seed"] for run in reference} & set(seeds)
+    against = None
+    if name != REFERENCE and both:
+        against = paired_mean(
+            _pooled(run for run in runs if run["seed"] in both),
+            _pooled(run for run in reference if run["seed"] in both),
+        )
+    first = runs[0]
+    seconds = float(np.median([run["train_seconds"] for run in runs]))
+    return Row(
+        name,
+        first["trainable"],
+        first["total"],
+        first["lr"],
+        seeds,
+        seconds,
+        mean_interval(scores),
+        against,
+    )
+
+
+def _pooled(runs: Iterable[dict[str, Any]]) -> np.ndarray:
+    return np.mean([unpacked(run["scores"]) for run in runs], axis=0)
+
+
+def page() -> str:
+    """The table of all works as a document."""
+    lines = [
+        "# Quality",
+        "",
+        "Written by `make quality` from the runs in `benchmarks/results/quality`; a run that is",
+        "not there has not been done. " + " ".join((__doc__ or "").split("\n\n")[1].split()),
+        "",
+        "Learning rates are chosen on validation data in short runs, from a third to three times a",
+        "method's own and beyond where the best is at an edge. A row with a setting is the largest",
+        "size of a method that trains less than 1 % of the parameters.",
+    ]
+    if (RESULTS / "quality.svg").exists():
+        lines += [
+            "",
+            "![Metric against trained parameters](../benchmarks/results/quality/quality.svg)",
+        ]
+    for work, about in ABOUT.items():
+        lines += ["", f"## {work}", "", about + ".", "", *_lines(work)]
+    return "\n".join(lines) + "\n"
+
+
+HEAD = ("method", "trained", "share", "lr", "seeds", "test, 95 %", "against full, 95 %", "")
+
+
+def _lines(work: str) -> list[str]:
+    found, (finals, failed) = rows(work), read(work)
+    if not found:
+        return ["Not run yet."]
+    lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
+    for row in found:
+        against = _interval(row.against, signed=True) if row.against else "–"
+        mark = "non-inferior" if row.non_inferior else ""
+        cells = (
+            f"`{row.name}`",
+            f"{row.trained:,}",
+            f"{row.share:.2%}",
+            f"{row.lr:.2g}",
+            str(len(row.seeds)),
+            _interval(row.test),
+            against,
+            mark + (", under 1 %" if mark and row.share < SMALL else ""),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    missing = [name for name in methods() if not any(n.split()[0] == name for n in finals)]
+    told = [f"`{name}` ({failed[name]})" if name in failed else f"`{name}`" for name in missing]
+    return [*lines, "", f"Not run yet: {', '.join(told)}."] if missing else lines
+
+
+def _interval(found: Interval, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    value, low, high = (f"{x:{sign}.3f}" for x in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"
+
+
+def picture(path: Path) -> None:
+    """The metric against trained parameters, a panel a work; intervals of 95 %."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams |= {"svg.hashsalt": "trimtab", "font.size": 8, "svg.fonttype": "none"}
+    shown = [work for work in ABOUT if rows(work)]
+    if not shown:
+        return
+    figure, panels = plt.subplots(
+        len(shown), 1, figsize=(9, 5.2 * len(shown)), squeeze=False, layout="constrained"
+    )
+    for panel, work in zip(panels[:, 0], shown, strict=True):
+        _panel(panel, work)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _panel(panel: Any, work: str) -> None:
+    found = rows(work)
+    for row in found:
+        share = 100 * row.share
+        low, high = row.test.value - row.test.low, row.test.high - row.test.value
+        colour = (
+            "#1f6f78" if row.non_inferior else "#b4542f" if row.name == REFERENCE else "#5d6771"
+        )
+        panel.errorbar(
+            share, row.test.value, [[low], [high]], fmt="o", color=colour, ms=4, lw=0.8, alpha=0.9
+        )
+    for index, row in enumerate(sorted(found, key=lambda row: row.share)):
+        above = 1 if index % 2 else -1
+        panel.annotate(
+            row.name,
+            (100 * row.share, row.test.value),
+            xytext=(4, above * (5 + 6 * (index % 3))),
+            textcoords="offset points",
+            fontsize=6.5,
+        )
+    for row in found:
+        if row.name == REFERENCE:
+            panel.axhline(row.test.value - MARGIN, color="#b4542f", lw=0.8, ls=":")
+    panel.axvline(1, color="#b9cfd1", lw=0.8, ls="--")
+    panel.set(xscale="log", xlabel="trained parameters, % of all", ylabel=METRICS[work])
+    panel.set_title(f"{work}: {ABOUT[work].replace('`', '')}", loc="left")
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def write() -> None:
+    """The table, the picture and the document."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    picture(RESULTS / "quality.svg")
+    docs = Path(__file__).parents[2] / "docs" / "quality.md"
+    docs.write_text(page(), encoding="utf8")
