@@ -11,25 +11,37 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
+
+from method_pages import page
+
+from trimtab.capabilities import table
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "trimtab"
 
 
 def main() -> None:
+    found = table()
+    pages = ROOT / "docs" / "methods"
     wanted = {
         ROOT / "README.md": readme((ROOT / "README.md").read_text(encoding="utf8")),
-        ROOT / "docs" / "methods.md": methods(),
+        ROOT / "docs" / "methods.md": methods(found),
         ROOT / "docs" / "conformance.md": conformance(),
+        **{pages / f"{name}.md": page(name, row) for name, row in found.items()},
     }
+    gone = [path for path in pages.glob("*.md") if path not in wanted]
     stale = [
         path for path, text in wanted.items() if not path.exists() or path.read_text("utf8") != text
     ]
     if "--check" in sys.argv:
-        for path in stale:
+        for path in [*stale, *gone]:
             print(f"{path.relative_to(ROOT)} is stale: run python docs/generate.py")
-        sys.exit(1 if stale else 0)
+        sys.exit(1 if stale or gone else 0)
+    for path in gone:
+        path.unlink()
     for path in stale:
+        path.parent.mkdir(exist_ok=True)
         path.write_text(wanted[path], encoding="utf8")
         print(f"wrote {path.relative_to(ROOT)}")
 
@@ -92,28 +104,24 @@ def first_line(path: Path) -> str:
     return sentence if len(sentence) <= 88 else sentence[:87].rstrip(" ,") + "…"
 
 
-def methods() -> str:
-    """The table of `trimtab methods`, found by probing, and each method's own words."""
-    from trimtab.capabilities import HEAD, NOTE, cells, table
+def methods(found: dict[str, dict[str, Any]]) -> str:
+    """The table of `trimtab methods`, found by probing."""
+    from trimtab.capabilities import HEAD, NOTE, cells
 
-    found = table()
     lines = [
         "# Methods",
         "",
         "Found by trying each (`trimtab methods`), never typed by hand. What each holds, on all",
-        "architectures, is in [conformance.md](conformance.md).",
+        "architectures, is in [conformance.md](conformance.md); how well each learns, in",
+        "[quality.md](quality.md).",
         "",
         f"| {' | '.join(HEAD)} |",
         f"|{'---|' * len(HEAD)}",
     ]
     for name, row in found.items():
         first, *rest = cells(name, row)
-        lines.append(f"| {' | '.join([f'`{first}`', *rest])} |")
-    lines += ["", NOTE.replace("*", "\\*")]
-    for name in found:
-        lines += ["", f"## {name}", "", f"`{call(name, found[name])}`", "", "```"]
-        lines += [docstring(name), "```"]
-    return "\n".join(lines) + "\n"
+        lines.append(f"| {' | '.join([f'[`{first}`](methods/{name}.md)', *rest])} |")
+    return "\n".join([*lines, "", NOTE.replace("*", "\\*")]) + "\n"
 
 
 def conformance() -> str:
@@ -122,21 +130,6 @@ def conformance() -> str:
     from trimtab.testing.matrix import page
 
     return page(read(ROOT / "docs" / "conformance.json"))
-
-
-def call(name: str, row: dict[str, Any]) -> str:
-    """The class with its hyper-parameters at their defaults."""
-    from trimtab.core.registry import lookup
-
-    options = ", ".join(f"{key}={value!r}" for key, value in row["options"].items())
-    return f"trimtab.{lookup(name).__name__}({options})"
-
-
-def docstring(name: str) -> str:
-    from trimtab.core.registry import lookup
-
-    module = sys.modules[lookup(name).__module__]
-    return (module.__doc__ or "").strip()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import cases
 import pytest
+import torch
 
+import trimtab
 from trimtab.core import registry
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +38,23 @@ def test_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         exec(compile("\n" * line + code, f"docs/{page}.md", "exec"), names)
 
 
+@pytest.mark.parametrize("method", registry.methods())
+def test_a_methods_page_runs(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    batch = _of_two(BERT.batch())
+    names: dict[str, Any] = {"model": BERT.model().train(), "fresh": BERT.model, "batch": batch}
+    page = ROOT / "docs" / "methods" / f"{method}.md"
+    (code,) = blocks(page)
+    exec(compile("\n" * code[0] + code[1], f"docs/methods/{method}.md", "exec"), names)
+    outputs = []
+    with torch.no_grad(), contextlib.ExitStack() as stack:
+        for model in (names["model"].eval(), names["restored"].eval()):
+            if "tasks" in names:
+                stack.enter_context(trimtab.given(model, task_ids=names["tasks"]))
+            outputs.append(model(**batch).logits)
+    torch.testing.assert_close(*outputs)
+
+
 def blocks(page: Path) -> Iterator[tuple[int, str]]:
     """The page's blocks of Python, each with the number of the line before it."""
     text = page.read_text(encoding="utf8")
@@ -48,7 +68,7 @@ def _of_two(batch: dict[str, Any]) -> dict[str, Any]:
 
 def test_every_page_is_tried_and_linked() -> None:
     # tests of their own, or without code
-    elsewhere = {"loops", "methods", "conformance", "glossary", "LOG"}
+    elsewhere = {"loops", "methods", "conformance", "glossary", "LOG", "quality"}
     assert {path.stem for path in (ROOT / "docs").glob("*.md")} == set(PAGES) | elsewhere
     readme = (ROOT / "README.md").read_text(encoding="utf8")
     assert [page for page in PAGES if f"docs/{page}.md" not in readme] == []

@@ -4,6 +4,8 @@
 
 Triplets (a value and its two vectors) that matter least to the loss, over all sites together, are
 masked, until `target` a site are left on average. A penalty draws P and Q to be orthogonal.
+
+Use it where a fixed budget of ranks should go to the sites that matter most.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ from trimtab.methods._peft_adalora import ADALORA_NAMES
 class AdaLoRA(Additive):
     """Low-rank updates whose ranks are found while training: from `rank` to `target` on average.
 
-    The budget falls, as a cubic, after the first `tinit` steps and until `tfinal` are left, every
-    `interval` steps. `beta1` and `beta2` smooth the importance and its variation, `orthogonality`
-    weighs the penalty. It takes a loop that calls `after_backward` at each step."""
+    The budget falls, as a cubic, after `tinit` steps and until `tfinal` are left, every `interval`
+    steps. `beta1`, `beta2` smooth the importance and its variation, `orthogonality` weighs the
+    penalty. It takes a loop that calls `after_backward`."""
 
     name = "adalora"
     paper = "arXiv:2303.10512"
@@ -46,13 +48,13 @@ class AdaLoRA(Additive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require("rank", self.rank >= 1, "be at least 1")
-        self.require("interval", self.interval >= 1, "be at least 1")
+        for field in ("rank", "interval"):
+            self.require(field, getattr(self, field) >= 1, "be at least 1")
         self.require("target", 0 <= self.target <= self.rank, f"lie in [0, {self.rank}], the rank")
         for field in ("tinit", "tfinal", "orthogonality"):
             self.require(field, getattr(self, field) >= 0, "be at least 0")
-        for field in ("beta1", "beta2"):
-            self.require(field, 0 < getattr(self, field) < 1, "lie in (0, 1)")
+        self.require("beta1", 0 < self.beta1 < 1, "lie in (0, 1)")
+        self.require("beta2", 0 < self.beta2 < 1, "lie in (0, 1)")
 
     def init(self, site: Site) -> dict[str, Param]:
         P, Q = torch.empty(site.out_features, self.rank), torch.empty(self.rank, site.in_features)
@@ -83,8 +85,7 @@ class AdaLoRA(Additive):
         self.require("tinit", self.tinit < last, f"be less than {last}, of {total} steps")
         if step < last:
             self._observe(sites)
-        allot = step == last or (self.tinit < step < last and step % self.interval == 0)
-        if allot:
+        if allot := step == last or (self.tinit < step < last and step % self.interval == 0):
             self._allot(sites, (1 - (step - self.tinit) / (last - self.tinit)) ** 3)
         for p in sites.values():
             p.E.mul_(p.mask)
@@ -114,7 +115,6 @@ class AdaLoRA(Additive):
             p.mask.copy_(score > least)
 
 
-def _score(p: Values) -> Tensor:
-    """Of each triplet: its value's importance and its vectors' mean one."""
+def _score(p: Values) -> Tensor:  # of each triplet: its value's importance, its vectors' mean one
     P, Q, E = (p.tensors[f"{n}_mean"] * p.tensors[f"{n}_spread"] for n in "PQE")
     return E + P.mean(-2) + Q.mean(-1)

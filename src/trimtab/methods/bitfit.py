@@ -4,6 +4,9 @@ Ben-Zaken, Ravfogel and Goldberg 2022, arXiv:2106.10199.
     b' = b + c
 
 Only the biases train: those of linear maps and of norms. c starts at zero.
+
+Use it where hardly anything may change and the base has biases: encoders such as BERT do, most
+newer decoders have none.
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@
 A router picks k of the tokens: those go through the frozen block f, among themselves; all go
 through the adapter. λ is zero where a token is not picked, and carries the router's gradient: it is
 what maximises λ · s + ε H(λ) with entries of at most one that sum to k. With k all, λ is one.
+
+Use it where the time of inference counts more than the last point of quality, over long inputs that
+are read and not generated.
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@ arXiv:2106.04647.
 
 The slow weights Aᵢ (n, n) are shared by all sites, by D and by U; the fast ones are of low rank and
 each site's own. Compacter++ leaves out the bottleneck after attention. U's t starts at zero.
+
+Use it where adapters after the sublayers should be several times smaller than `houlsby`'s. Nothing
+can be merged: the layers stay at inference.
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@ arXiv:2009.09139; HyperFormer, Mahabadi et al. 2021, arXiv:2106.04489.
 
 All tasks share the bottlenecks; its conditional LayerNorm has gain and shift made from z, which all
 sites share. U, G and B start at zero: every task starts at the base.
+
+Use it where one adapter is to serve several related tasks, and each example says which task it is
+of.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ arXiv:2012.07463.
 While training, u is drawn uniformly and z is a relaxed mask (hard concrete, Louizos 2018), whose
 expected L0 norm σ(a - log(-l / r)) joins the loss; at evaluation s = σ(a). At the end the `budget`
 of largest |z δ| is kept, and the rest is zero. δ starts at zero: the start is the base.
+
+Use it where what a task changes should be a sparse difference of few values. While it trains it
+holds two tensors of the size of each site's weight.
 """
 
 from __future__ import annotations

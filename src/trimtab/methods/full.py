@@ -1,5 +1,8 @@
 """Full fine-tuning: every parameter of the base trains. The baseline that every method answers
 to.
+
+Use it where memory for the optimizer and a whole copy for each task are no matter; everywhere else
+as the measure of the others.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ arXiv:2005.00247.
 Attention, at every site, of the base's output h over what each of several trained adapters makes of
 it, zᵢ; those stay as they are, so that no task is forgotten. V starts at the identity and is held
 near it by λ ‖V - I‖², so that the mixture starts out as a mean of the adapters and stays a mixture.
+
+Use it where adapters were trained apart on several tasks, and a new task may draw on all of them:
+attach it `over` their names.
 """
 
 from __future__ import annotations

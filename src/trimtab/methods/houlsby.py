@@ -4,6 +4,9 @@
 
 The sublayers' outputs are adapted before the residual is added. U and u start at zero, so that the
 adapted model starts at the base; `init_std=0.01` is the paper's near-identity.
+
+Use it where capacity counts more than latency: a nonlinear step after each sublayer, which cannot
+be merged.
 """
 
 from __future__ import annotations

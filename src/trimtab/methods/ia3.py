@@ -5,6 +5,9 @@ Liu et al. 2022, arXiv:2205.05638.
 
 l starts at one. Scaling rows scales the output, bias included; scaling columns scales the input,
 at a convolution its channels.
+
+Use it with few examples, or where adapters must be tiny: three vectors a block, which merge without
+a trace.
 """
 
 from __future__ import annotations

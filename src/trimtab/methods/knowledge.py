@@ -7,6 +7,9 @@ A network beside the base reads what some of its blocks give, h₁ … hₘ, eac
 few narrow transformer layers t and a projection back. One such adapter learns one source of
 knowledge; several stand side by side and are put together by `Fuse`. The paper hands [y; aₘ] to a
 head of the task; here O, zero at the start, adds aₘ to y, so that the model's own head goes on.
+
+Use it where facts from several sources are learnt one by one and must not disturb each other or the
+base.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 frozen.
 
 The baseline that most practitioners know: no backward pass through the frozen blocks.
+
+Use it where the task is close to what the base was trained for: the lower blocks are not on the way
+back, which saves time and memory.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
     y = g ∘ norm(x) + b,   g and b (d,) trained
 
 Only the gains and biases of the normalisations train. They start at the base's own.
+
+Use it where a few thousand parameters must do, and where activations shift rather than features
+change: new domains, other modalities.
 """
 
 from __future__ import annotations

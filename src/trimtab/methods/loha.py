@@ -4,6 +4,9 @@
 
 The product of two matrices of rank r has rank up to r². A2 starts at zero, so that the adapted
 model starts at the base.
+
+Use it where the update needs a higher rank than LoRA's at the same number of parameters; it is
+common for images. Each step forms the whole matrix.
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@ arXiv:2306.07280; Cayley-Neumann form, Qiu et al. 2025, arXiv:2506.19847.
 
 The input is rotated (an embedding's output, W' = Rᵀ W), which keeps the angles between neurons. S
 starts at zero, so that the adapted model starts at the base.
+
+Use it where the angles between the base's neurons should stay as they are: image generation, and
+tasks near to what the base can do.
 """
 
 from __future__ import annotations

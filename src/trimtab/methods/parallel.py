@@ -4,6 +4,9 @@
     y' = f(x) + s (U σ(D x + d) + u)
 
 Beside a whole feed-forward sublayer f: the bottleneck reads what the sublayer reads.
+
+Use it where a bottleneck's capacity is wanted beside the feed-forward layers: it learns faster than
+one put after them.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
     h' = h + s (U σ(D h + d) + u),   after feed-forward only
 
 Half of Houlsby's bottlenecks, at the sublayer that matters more.
+
+Use it where bottlenecks are to be stacked or fused, and for the adapters that AdapterHub publishes:
+half of Houlsby's parameters and latency.
 """
 
 from __future__ import annotations

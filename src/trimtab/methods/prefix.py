@@ -8,6 +8,9 @@ With a `projection` K and V of all layers are made by one small network of n emb
     [K; V] = W₂ tanh(W₁ E + b₁) + b₂,
 
 which the first paper found to train more stably, and the second leaves out.
+
+Use it for generation with a decoder or encoder-decoder where the weights must not change at all; it
+takes positions of the context.
 """
 
 from __future__ import annotations

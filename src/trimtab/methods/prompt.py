@@ -5,6 +5,9 @@ Constant 2021, arXiv:2104.08691.
 
 n trained embeddings stand before those of the input. P starts at embeddings of the vocabulary,
 which lie where the model expects its input: drawn at random, or those of given tokens.
+
+Use it with large models, where a few vectors before the input reach the quality of tuning the
+weights; with small ones it falls behind.
 """
 
 from __future__ import annotations

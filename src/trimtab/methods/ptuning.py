@@ -4,6 +4,9 @@
 
 The embeddings of a prompt depend on one another through f, which eases their training; once they
 are trained only f(E) matters, and `encoder="none"` holds it bare.
+
+Use it where a plain prompt trains poorly: the encoder ties its positions together while training,
+and need not be kept after.
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@
 An edit of the residual stream, at the first `first` and the last `last` real tokens of the prompt.
 R is the orthonormal factor of a trained matrix, so that its rows stay orthonormal. W starts at R
 and b at zero: the adapted model starts at the base.
+
+Use it where the number of trained parameters must be far below LoRA's and the task can be steered
+at a few positions of the prompt.
 """
 
 from __future__ import annotations

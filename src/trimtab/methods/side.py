@@ -5,6 +5,9 @@
 A narrow network beside the base: its rung i reads what block i gives, hᵢ, through a gate and a
 small residual block f(g) = g + B σ(A g), where the paper has a narrow transformer block. Nothing of
 the base is on the way back from the loss, which saves the memory of its activations.
+
+Use it where the memory of training is the limit: no activation of the base is kept, since nothing
+goes back through it.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@
 
 t starts at the base's own rows, and stands in their place: a vocabulary that was resized anew, with
 other random rows, gives the same model.
+
+Use it for added tokens, beside another method: only their rows train and are saved.
 """
 
 from __future__ import annotations

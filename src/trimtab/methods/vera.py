@@ -6,6 +6,9 @@ arXiv:2310.11454.
 A and B are random, frozen, and shared by all sites: each takes the corner of them that fits. Only
 the vectors train: b (out,) from zero, d (r,) from `d_initial`. The draws follow from `seed` and the
 largest sizes alone, so that a file may leave A and B out.
+
+Use it where thousands of adapters are kept: a site costs two vectors, and the matrices follow from
+a seed.
 """
 
 from __future__ import annotations

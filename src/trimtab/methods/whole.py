@@ -4,6 +4,8 @@
 
 φ starts as a copy of all the tensors θ that the module holds; the base keeps its own, so that
 several adapters on one base each have their head.
+
+Use it through `train=` for a new head or an added embedding beside a method that adapts the rest.
 """
 
 from __future__ import annotations

@@ -1,0 +1,134 @@
+"""One page a method: its paper and equation, when to use it, its options, and a program that runs.
+
+All of it follows from the method's file and from what `trimtab methods` finds by trying.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from typing import Any
+
+from trimtab.core.method import Combine, Method, Selection
+from trimtab.core.registry import lookup
+from trimtab.core.training import scheduled
+
+USE = "Use it "
+CAN = {
+    "mergeable": "merged into the base's weights",
+    "stackable": "stacked",
+    "routable": "routed by example",
+    "mixable": "mixed",
+}
+
+
+def page(name: str, row: dict[str, Any]) -> str:
+    cls = lookup(name)
+    law, use = words(cls)
+    lines = [f"# {name}", "", f"`trimtab.{cls.__name__}`: {_first(cls)}", ""]
+    lines += ["```", law, "```", "", use, "", "## Options", "", *_options(cls)]
+    lines += ["", "## What it does", "", *_facts(row), "", "## Example", ""]
+    lines += [
+        "`model` is any model with the places that it acts on, here a small BERT with a classifier",
+        "named `classifier`; `fresh()` opens the same base again; `batch` has inputs and labels.",
+        "",
+        "```python",
+        example(cls(), row),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def words(cls: type[Method]) -> tuple[str, str]:
+    """The paper and the equation of the method's file, and when to use it."""
+    told = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
+    law, mark, use = told.rpartition(f"\n\n{USE}")
+    if not mark:
+        raise SystemExit(f"{cls.__module__}: its docstring must end in a paragraph '{USE}…'")
+    return law, " ".join(f"{USE}{use}".split())
+
+
+def _first(cls: type[Method]) -> str:
+    told = inspect.cleandoc(cls.__doc__ or "")
+    return " ".join(told.split())
+
+
+def _options(cls: type[Method]) -> list[str]:
+    fields = dataclasses.fields(cls)
+    if not fields:
+        return ["None."]
+    kinds = [str(one.type).replace("|", "\\|") for one in fields]  # a bar would end the cell
+    rows = [
+        f"| `{one.name}` | `{kind}` | `{one.default!r}` |"
+        for one, kind in zip(fields, kinds, strict=True)
+    ]
+    return ["| option | type | default |", "|---|---|---|", *rows]
+
+
+def _facts(row: dict[str, Any]) -> list[str]:
+    can = [words for key, words in CAN.items() if row[key]]
+    lines = [
+        f"- Acts on: {', '.join(row['layers']) or 'the base’s own parameters'}; by default at "
+        f"{', '.join(row['targets']) or 'no site'}.",
+        f"- Can be {', '.join(can) or 'neither merged nor combined'}.",
+        f"- Learning rate: {row['learning_rate']:g}.",
+    ]
+    if row["parameters"] is not None:
+        lines.append(f"- Trains {row['parameters']:,} parameters ({row['parameters_at']}).")
+    if row["needs"]:
+        lines.append(f"- Needs {' and '.join(row['needs'])}.")
+    files = f"`{row['hf_peft']}`, both ways" if row["hf_peft"] else "no such method there"
+    return [*lines, f"- HF PEFT's files: {files}."]
+
+
+def example(method: Method, row: dict[str, Any]) -> str:
+    """A program from attaching to the restored adapter."""
+    cls = type(method).__name__
+    lines = ["import torch", "", "import trimtab", ""]
+    if isinstance(method, Combine):
+        lines += [
+            'for name in ("a", "b"):  # trained before, each on a task of its own',
+            "    trimtab.attach(model, trimtab.LoRA(), name=name)",
+            "trimtab.activate(model, None)",
+            f'trimtab.attach(model, trimtab.{cls}(over=("a", "b")), name="c", train=["classifier"])',
+            'trimtab.activate(model, trimtab.Fuse("a", "b", by="c"))',
+        ]
+    elif isinstance(method, Selection):
+        lines += [f"trimtab.attach(model, trimtab.{cls}())"]
+    elif method.name == "whole":
+        lines += [f'trimtab.attach(model, trimtab.{cls}(), to=["classifier"])']
+    else:
+        lines += [f'trimtab.attach(model, trimtab.{cls}(), train=["classifier"])']
+    lines += [
+        "print(trimtab.summary(model))",
+        "",
+        f"optimizer = torch.optim.AdamW(trimtab.parameters(model), lr={row['learning_rate']:g})",
+        "for step in range(1, 4):",
+        *_indented(_loss(method)),
+        "    loss.backward()",
+    ]
+    if scheduled(method):
+        lines += ["    trimtab.after_backward(model, step, 3)"]
+    lines += ["    optimizer.step()", "    optimizer.zero_grad()", ""]
+    lines += ['trimtab.save(model, "adapter")', "restored = fresh()"]
+    lines += ['trimtab.load(restored, "adapter")']
+    if row["mergeable"]:
+        lines += [
+            "trimtab.merge(restored)  # plain weights: nothing is left to compute beside them"
+        ]
+    return "\n".join(lines)
+
+
+def _loss(method: Method) -> list[str]:
+    if "task_ids" not in method.needs:
+        return ["loss = model(**batch).loss"]
+    return [
+        'tasks = torch.zeros(len(batch["labels"]), dtype=torch.long)',
+        "with trimtab.given(model, task_ids=tasks):",
+        "    loss = model(**batch).loss",
+    ]
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"    {line}" for line in lines]
