@@ -91,8 +91,10 @@ def example(method: Method, row: dict[str, Any]) -> str:
             'for name in ("a", "b"):  # trained before, each on a task of its own',
             "    trimtab.attach(model, trimtab.LoRA(), name=name)",
             "trimtab.activate(model, None)",
-            f'trimtab.attach(model, trimtab.{cls}(over=("a", "b")), name="c", train=["classifier"])',
+            f'over = trimtab.{cls}(over=("a", "b"))',
+            'trimtab.attach(model, over, name="c", train=["classifier"])',
             'trimtab.activate(model, trimtab.Fuse("a", "b", by="c"))',
+            'print(trimtab.summary(model, name="c"))',
         ]
     elif isinstance(method, Selection):
         lines += [f"trimtab.attach(model, trimtab.{cls}())"]
@@ -100,8 +102,9 @@ def example(method: Method, row: dict[str, Any]) -> str:
         lines += [f'trimtab.attach(model, trimtab.{cls}(), to=["classifier"])']
     else:
         lines += [f'trimtab.attach(model, trimtab.{cls}(), train=["classifier"])']
+    if not isinstance(method, Combine):
+        lines += ["print(trimtab.summary(model))"]
     lines += [
-        "print(trimtab.summary(model))",
         "",
         f"optimizer = torch.optim.AdamW(trimtab.parameters(model), lr={row['learning_rate']:g})",
         "for step in range(1, 4):",
