@@ -93,7 +93,8 @@ def example(method: Method, row: dict[str, Any]) -> str:
             "trimtab.activate(model, None)",
             f'over = trimtab.{cls}(over=("a", "b"))',
             'trimtab.attach(model, over, name="c", train=["classifier"])',
-            'trimtab.activate(model, trimtab.Fuse("a", "b", by="c"))',
+            'both = trimtab.Fuse("a", "b", by="c")',
+            "trimtab.activate(model, both)",
             'print(trimtab.summary(model, name="c"))',
         ]
     elif isinstance(method, Selection):
@@ -114,7 +115,8 @@ def example(method: Method, row: dict[str, Any]) -> str:
     if scheduled(method):
         lines += ["    trimtab.after_backward(model, step, 3)"]
     lines += ["    optimizer.step()", "    optimizer.zero_grad()", ""]
-    lines += ['trimtab.save(model, "adapter")', "restored = fresh()"]
+    named = ", name=both" if isinstance(method, Combine) else ""
+    lines += [f'trimtab.save(model, "adapter"{named})', "restored = fresh()"]
     lines += ['trimtab.load(restored, "adapter")']
     if row["mergeable"]:
         lines += [

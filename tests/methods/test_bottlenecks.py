@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import trimtab
 from trimtab.core.bottleneck import kronecker_sum
 from trimtab.core.layout import plain
+from trimtab.testing import LAWS, check_method
 
 architectures = pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5"])
 
@@ -52,6 +53,45 @@ def test_width_or_reduction(method: Any, width: int) -> None:
 def test_bad_bottlenecks_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(trimtab.InputError, match=f"houlsby: {next(iter(arguments))}"):
         trimtab.Houlsby(**arguments)
+
+
+class AtNorms(trimtab.Pfeiffer):
+    """Where models norm the sums of sublayers and residuals."""
+
+    targets = (r"re:.*\.(output\.LayerNorm|final_layer_norm|output_layer_norm)",)
+
+
+class AtBlocks(trimtab.Pfeiffer):
+    targets = ("block",)
+
+
+MOST = sorted(LAWS.keys() - {"compile", "layers"})
+ELSEWHERE = [
+    *((AtNorms, name) for name in ("bert", "distilbert", "bart")),
+    *((AtBlocks, name) for name in ("gpt2", "t5")),
+]
+
+
+@pytest.mark.parametrize(("method", "name"), ELSEWHERE)
+def test_pfeiffer_at_norms_and_blocks_keeps_the_laws(method: Any, name: str) -> None:
+    report = check_method(method(), [cases.by_name(name)], laws=MOST)
+    assert [row for row in report.rows if row.outcome == "broken"] == []
+    held = {row.law for row in report.rows if row.outcome == "holds"}
+    assert held >= {"start", "files", "pickle", "checkpointing", "several", "stack", "route"}
+
+
+def test_pfeiffer_at_a_norm_reads_the_norm_and_adds_before_it() -> None:
+    norm = nn.LayerNorm(6)
+    nn.init.normal_(norm.weight)
+    model = nn.Sequential(nn.Linear(6, 6), norm, nn.Linear(6, 2))
+    x = torch.randn(3, 6)
+    before = model[0](x)
+    adapter = trimtab.attach(model, trimtab.Pfeiffer(width=2, reduction=None, scale=3), "1")
+    cases.perturb(adapter)
+    ((_, delta),) = adapter.deltas()
+    read = F.relu(F.linear(norm(before), delta.D, delta.d))
+    expected = norm(before + 3 * F.linear(read, delta.U, delta.u))
+    torch.testing.assert_close(model[:2](x), expected)
 
 
 @architectures

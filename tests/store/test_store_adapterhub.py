@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,19 +62,44 @@ LAYOUTS: dict[str, dict[str, str]] = {
     "t5": {
         "encoder.block.{}.layer.0": "attention-output",
         "encoder.block.{}.layer.1": "mlp-output",
+        "decoder.block.{}.layer.0": "attention-output",
+        "decoder.block.{}.layer.2": "mlp-output",
+    },
+    "bart": {
+        "model.encoder.layers.{}.attention_adapters": "attention-output",
+        "model.encoder.layers.{}.output_adapters": "mlp-output",
+        "model.decoder.layers.{}.attention_adapters": "attention-output",
+        "model.decoder.layers.{}.output_adapters": "mlp-output",
+    },
+    "llama": {
+        "model.layers.{}.attention_adapters": "attention-output",
+        "model.layers.{}.output_adapters": "mlp-output",
+    },
+    "albert": {
+        "albert.encoder.albert_layer_groups.{}.albert_layers.0.attention.attention_adapters": (
+            "attention-output"
+        ),
+        "albert.encoder.albert_layer_groups.{}.albert_layers.0.output_adapters": "mlp-output",
     },
 }
 D, K = 32, 2
 
 
+FIELDS = {"attention-output": "mh_adapter", "mlp-output": "output_adapter"}
+
+
 def write(
-    folder: Path, config: dict[str, Any], layout: str = "bert", narrow: int = K, **options: Any
+    folder: Path,
+    config: dict[str, Any],
+    layout: str = "bert",
+    narrow: int = K,
+    layers: int = 2,
+    **options: Any,
 ) -> dict[str, Tensor]:
     """A folder of two layers; returns its tensors."""
-    roles = {"attention-output": "mh_adapter", "mlp-output": "output_adapter"}
     tensors = {}
     for place, role in LAYOUTS[layout].items():
-        for layer in range(2) if config[roles[role]] else ():
+        for layer in range(layers) if config[FIELDS[role]] else ():
             prefix = f"{place.format(layer)}.adapters.sst."
             tensors[f"{prefix}adapter_down.0.weight"] = torch.randn(narrow, D)
             tensors[f"{prefix}adapter_down.0.bias"] = torch.randn(narrow)
@@ -86,7 +112,7 @@ def write(
     return tensors
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [one for one in LAYOUTS if one != "albert"])
 @pytest.mark.parametrize("config", [PFEIFFER, HOULSBY], ids=["pfeiffer", "houlsby"])
 def test_places_and_tensors(config: dict[str, Any], layout: str, tmp_path: Path) -> None:
     tensors = write(tmp_path, config, layout)
@@ -94,11 +120,20 @@ def test_places_and_tensors(config: dict[str, Any], layout: str, tmp_path: Path)
     assert (saved.name, saved.model_type) == ("sst", layout)
     assert saved.fields["non_linearity"] == config["non_linearity"]
     assert saved.fields["original_ln_before"] == config["original_ln_before"]
-    assert len(saved.bottlenecks) == (4 if config["mh_adapter"] else 2)
-    for one in saved.bottlenecks:
-        place = next(p for p, role in LAYOUTS[layout].items() if role == one.role)
-        assert place.format(one.layer).startswith(one.block)
-        prefix = f"{place.format(one.layer)}.adapters.sst."
+    places = [
+        (place.format(layer), role)
+        for place, role in LAYOUTS[layout].items()
+        for layer in range(2)
+        if config[FIELDS[role]]
+    ]
+    assert len(saved.bottlenecks) == len(places)
+    for place, role in places:
+        (one,) = (
+            each
+            for each in saved.bottlenecks
+            if each.role == role and place.startswith(f"{each.block}.")
+        )
+        prefix = f"{place}.adapters.sst."
         assert torch.equal(one.tensors["D"], tensors[f"{prefix}adapter_down.0.weight"])
         assert torch.equal(one.tensors["D_bias"], tensors[f"{prefix}adapter_down.0.bias"])
         assert torch.equal(one.tensors["U"], tensors[f"{prefix}adapter_up.weight"])
@@ -131,6 +166,14 @@ def test_a_factor_for_each_layer(tmp_path: Path) -> None:
     write(tmp_path, {**PFEIFFER, "reduction_factor": {"1": 16}})
     with pytest.raises(trimtab.InputError, match="says nothing of layer 0"):
         adapterhub.read(tmp_path)
+
+
+def test_the_number_of_a_decoders_layer_is_not_told_by_its_name(tmp_path: Path) -> None:
+    """The library counts a decoder's layers after the encoder's."""
+    tensors = write(tmp_path, {**PFEIFFER, "leave_out": [1], "reduction_factor": {"0": 16}}, "bart")
+    kept = {key: value for key, value in tensors.items() if ".encoder.layers.1." not in key}
+    save_file(kept, tmp_path / "adapter.safetensors")
+    assert [one.layer for one in adapterhub.read(tmp_path).bottlenecks] == [None, None, 0]
 
 
 ON: dict[str, Any] = {
@@ -306,21 +349,187 @@ def test_it_computes_the_documented_law(config: dict[str, Any], f: Any, tmp_path
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+# Of each layout the sublayers by role: what gives h, what is given the residual r, and what gives
+# the sum of both, normed or not.
+SUBLAYERS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "bert": {
+        "attention-output": ("attention.output.dense", "attention", "attention.output.LayerNorm"),
+        "mlp-output": ("output.dense", "intermediate", "output.LayerNorm"),
+    },
+    "distilbert": {
+        "attention-output": ("attention.out_lin", "attention", "sa_layer_norm"),
+        "mlp-output": ("ffn.lin2", "ffn", "output_layer_norm"),
+    },
+    "bart": {
+        "attention-output": ("self_attn.out_proj", "self_attn", "self_attn_layer_norm"),
+        "mlp-output": ("fc2", "fc1", "final_layer_norm"),
+    },
+    "albert": {
+        "attention-output": ("attention.dense", "attention", "attention.LayerNorm"),
+        "mlp-output": ("ffn_output", "ffn", "full_layer_layer_norm"),
+    },
+    "gpt2": {"mlp-output": ("mlp", "ln_2", "")},
+    "llama": {"mlp-output": ("mlp", "post_attention_layernorm", "")},
+    "t5": {
+        "attention-output": ("layer.0.SelfAttention.o", "layer.0", "layer.0"),
+        "mlp-output": ("layer.{}.DenseReluDense", "layer.{}", "layer.{}"),
+    },
+}
+WIDE = {**PFEIFFER, "mh_adapter": True, "scaling": 2.0, "non_linearity": "gelu"}
+NORMED = [
+    *[(layout, config) for layout in ("bert", "distilbert", "bart") for config in (PFEIFFER, WIDE)],
+    *[("albert", PFEIFFER), ("albert", WIDE)],
+    *[(layout, PFEIFFER) for layout in ("gpt2", "llama", "t5")],
+    *[(layout, HOULSBY) for layout in ("bart", "distilbert", "t5")],
+]
+
+
+def library(
+    model: torch.nn.Module, own: dict[str, Tensor], config: dict[str, Any], layout: str
+) -> None:
+    """The library's documented forward, in three steps a sublayer, upon a bare model.
+
+    Before: x = h; with original_ln_before x = norm(h + r), or h + r without a norm. Within: h plus
+    the bottleneck of x. After: norm(· + r), or · + r.
+    """
+    f = {"relu": torch.relu, "gelu": torch.nn.functional.gelu, "swish": torch.nn.functional.silu}
+    for place in sorted({key.partition(".adapters.")[0] for key in own}):
+        form = next(p for p in LAYOUTS[layout] if re.fullmatch(p.format(r"\d+"), place))
+        role = LAYOUTS[layout][form]
+        block = re.match(r".*?\d+(\.albert_layers\.0)?", place)
+        assert block is not None
+        gives, given, sums = (
+            model.get_submodule(f"{block[0]}.{part}".rstrip(".").format(place[-1]))
+            for part in SUBLAYERS[layout][role]
+        )
+        seen: dict[str, Tensor] = {}
+
+        def keep_r(module: Any, args: Any, kwargs: Any, seen: Any = seen) -> None:
+            seen["r"] = args[0] if args else kwargs["hidden_states"]
+
+        def keep_h(module: Any, args: Any, y: Any, seen: Any = seen) -> None:
+            seen["h"] = y
+
+        def replace(module: Any, args: Any, y: Any, seen: Any = seen, place: str = place) -> Any:
+            norm = module.forward if "norm" in type(module).__name__.lower() else lambda z: z
+            h, r = seen["h"], seen["r"]
+            x = norm(h + r) if config["original_ln_before"] else h
+            up = law(own, place, x, f[config["non_linearity"]], config["scaling"])
+            out = norm(h + up + r)
+            return (out, *y[1:]) if isinstance(y, tuple) else out
+
+        given.register_forward_pre_hook(keep_r, with_kwargs=True)
+        gives.register_forward_hook(keep_h)
+        sums.register_forward_hook(replace)
+
+
+@functools.cache
+def spread(layout: str) -> dict[str, Tensor]:
+    """Weights in which no gain is 1 and no shift 0."""
+    generator = torch.Generator().manual_seed(3)
+    state = cases.by_name(layout).model().state_dict()
+    return {
+        key: t + 0.3 * torch.randn(t.shape, generator=generator) if t.ndim == 1 else t
+        for key, t in state.items()
+    }
+
+
+def fresh(layout: str) -> torch.nn.Module:
+    model = cases.by_name(layout).model()
+    model.load_state_dict(spread(layout))
+    return model.double()
+
+
 @pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"original_ln_before": True}, "original_ln_before=True: a bottleneck that reads behind"),
-        ({"original_ln_after": False}, "original_ln_after=False"),
-        ({"residual_before_ln": "post_add"}, "residual_before_ln='post_add' has no equal"),
-        ({"non_linearity": "mish"}, "non_linearity is one of"),
-        ({"is_parallel": True, "mh_adapter": True}, "is_parallel beside an attention"),
-    ],
-    ids=["before", "after", "post_add", "activation", "parallel attention"],
+    ("layout", "config"),
+    NORMED,
+    ids=[f"{layout}-{config['non_linearity']}" for layout, config in NORMED],
 )
-def test_laws_that_have_no_equal(change: dict[str, Any], match: str, tmp_path: Path) -> None:
-    write(tmp_path, {**SEQUENTIAL, **change})
+def test_it_computes_what_the_library_does(
+    layout: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    own = write(tmp_path, config, layout, layers=1 if layout == "albert" else 2)
+    model, expected = fresh(layout), fresh(layout)
+    batch = cases.by_name(layout).batch()
+    base = cases.logits(model, batch)
+    library(expected, {key: tensor.double() for key, tensor in own.items()}, config, layout)
+    adapter = trimtab.load(model, tmp_path)
+    found, wanted = cases.logits(model, batch), cases.logits(expected, batch)
+    cases.assert_differs(found, base)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    trimtab.save(model, tmp_path / "own", name=adapter.name)
+    again = fresh(layout)
+    trimtab.load(again, tmp_path / "own")
+    assert torch.equal(cases.logits(again, batch), found)
+
+
+def test_a_body_alone(tmp_path: Path) -> None:
+    """The library names places from the model that was saved: a body, or one with a head."""
+    torch.manual_seed(0)
+    own = write(tmp_path, PFEIFFER)
+    whole, body = fresh("bert"), fresh("bert").bert
+    trimtab.load(whole, tmp_path)
+    trimtab.load(body, tmp_path)
+    batch = cases.by_name("bert").batch()
+    given = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    wanted = whole.bert(**given).last_hidden_state
+    assert torch.equal(body(**given).last_hidden_state, wanted)
+    shorter = {key.removeprefix("bert."): tensor for key, tensor in own.items()}
+    save_file(shorter, tmp_path / "adapter.safetensors")
+    again = fresh("bert")
+    trimtab.load(again, tmp_path)
+    assert torch.equal(again.bert(**given).last_hidden_state, wanted)
+
+
+UNNORMED = "in a model whose norms precede"
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "added behind": ("bert", {"original_ln_after": False}, "original_ln_after=False"),
+    "post_add": ("bert", {"residual_before_ln": "post_add"}, "residual_before_ln='post_add' has"),
+    "normed residual": ("bert", {"residual_before_ln": False}, "residual_before_ln=False has no"),
+    "activation": ("bert", {"non_linearity": "mish"}, "non_linearity is one of"),
+    "parallel attention": ("bert", {"is_parallel": True, "mh_adapter": True}, "beside an attent"),
+    "parallel and pre-norm": ("gpt2", {"is_parallel": True}, f"is_parallel has .*{UNNORMED}"),
+    "attention and pre-norm": ("gpt2", {"mh_adapter": True}, f"original_ln_before .*{UNNORMED}"),
+    "ALBERT's attention": (
+        "albert",
+        {"mh_adapter": True, "original_ln_before": False},
+        "mh_adapter in ALBERT",
+    ),
+}
+
+
+@pytest.mark.parametrize(("layout", "change", "match"), REFUSED.values(), ids=list(REFUSED))
+def test_laws_that_have_no_equal(
+    layout: str, change: dict[str, Any], match: str, tmp_path: Path
+) -> None:
+    write(tmp_path, {**PFEIFFER, **change}, layout, layers=1)
+    model = cases.by_name(layout).model()
     with pytest.raises(trimtab.InputError, match=match):
-        trimtab.load(cases.by_name("bert").model(), tmp_path)
+        trimtab.load(model, tmp_path)
+    assert trimtab.core.adapter.carries(model) is False
+
+
+def test_a_residual_that_is_before_the_norm_either_way(tmp_path: Path) -> None:
+    """Without original_ln_before there is one residual only, whatever residual_before_ln says."""
+    found = []
+    for residual in (True, False):
+        torch.manual_seed(0)
+        write(tmp_path, {**SEQUENTIAL, "residual_before_ln": residual})
+        model = fresh("bert")
+        trimtab.load(model, tmp_path)
+        found.append(cases.logits(model, cases.by_name("bert").batch()))
+    assert torch.equal(*found)
+
+
+def test_a_type_of_model_whose_norms_are_not_known(tmp_path: Path) -> None:
+    write(tmp_path, PFEIFFER)
+    model = cases.by_name("bert").model()
+    model.config.model_type = "another"
+    with pytest.raises(trimtab.InputError, match="not known here of the type 'another'"):
+        trimtab.load(model, tmp_path)
+    del model.config  # the folder's own word is taken then
+    assert trimtab.load(model, tmp_path).name == "sst"
 
 
 def test_a_model_without_the_places(tmp_path: Path) -> None:

@@ -108,7 +108,8 @@ def load(
         adapter = _load_native(model, folder, name, force)
     elif adapterhub.holds(folder):
         saved = adapterhub.read(folder)
-        pairs, tensors = adapterhub.interpret(saved, _known(model))
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        pairs, tensors = adapterhub.interpret(saved, _known(model), kind)
         adapter = place_read(model, name or saved.name, pairs, tensors)
     elif (folder / hf.CONFIG).exists():
         adapter = _load_hf(model, folder, name, force)

@@ -1,14 +1,7 @@
-"""Bottleneck adapters of the library `adapters` (AdapterHub): its folder, read.
-
-    h' = residual + scaling · (U f(D h + d) + u)
-
-The folder holds `adapter_config.json` and the tensors. What is read here is where each bottleneck
-stands, its hyper-parameters and its tensors.
-"""
+"""The folder: `adapter_config.json` and the tensors; what it says, checked."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from trimtab.core.errors import AdapterMismatch, InputError
-from trimtab.core.method import Method
-from trimtab.core.registry import build
-from trimtab.core.site import Site
 from trimtab.store.files import read_json, read_state_dict, read_tensors
 
 CONFIG, TENSORS, PICKLED = "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin"
@@ -64,7 +54,8 @@ _LEAVES = {
 _KEY = re.compile(r"(?P<place>.+?)\.adapters\.(?P<name>[^.]+)\.(?P<leaf>.+)")
 _PLACES = [
     (re.compile(r"(?P<block>.+)\.cross_attention_adapters"), "cross-attention-output"),
-    (re.compile(r"(?P<block>.+)\.(attention_adapters|attention\.output)"), "attention-output"),
+    (re.compile(r"(?P<block>.+)\.attention\.(attention_adapters|output)"), "attention-output"),
+    (re.compile(r"(?P<block>.+)\.attention_adapters"), "attention-output"),
     (re.compile(r"(?P<block>.+)\.(output_adapters|output)"), "mlp-output"),
     (re.compile(r"(?P<block>.*decoder.*\.block\.\d+)\.layer\.1"), "cross-attention-output"),
     (re.compile(r"(?P<block>.+\.block\.\d+)\.layer\.0"), "attention-output"),
@@ -82,7 +73,10 @@ class Bottleneck:
     tensors: Mapping[str, Tensor]
 
     @property
-    def layer(self) -> int:
+    def layer(self) -> int | None:
+        """Its number; of a decoder's it is not known how many layers of an encoder come before."""
+        if re.search(r"(^|\.)decoder\.", self.block):
+            return None
         return int(re.findall(r"\d+", self.block)[-1])
 
 
@@ -126,73 +120,6 @@ def read(folder: str | Path) -> Saved:
     _check_places(found, fields, name)
     kind = config.get("model_type")
     return Saved(name, kind if isinstance(kind, str) else None, fields, tuple(found))
-
-
-_ACTIVATIONS = {
-    **{name: name for name in ("relu", "tanh", "gelu", "silu")},
-    "swish": "silu",
-    "leakyrelu": "leaky_relu",
-    "linear": "identity",
-}
-_NAMES = {"D": "D", "D_bias": "d", "U": "U", "U_bias": "u"}
-
-
-def interpret(
-    saved: Saved, known: Mapping[str, Site]
-) -> tuple[list[tuple[Site, Method]], dict[str, Tensor]]:
-    """(site, method) pairs and the tensors under Trimtab's names; an `InputError` says which field
-    has no equal here.
-    """
-    method = _method(saved.fields)
-    pairs: list[tuple[Site, Method]] = []
-    tensors = {}
-    for one in saved.bottlenecks:
-        inside = [s for s in known.values() if s.name.startswith(f"{one.block}.")]
-        sites = list({s.name: s for s in inside if one.role in s.roles}.values())
-        if len(sites) != 1:
-            raise AdapterMismatch(
-                f"adapter {saved.name!r}: {one.block!r} of this model has {len(sites)} places "
-                f"of the role {one.role!r}, and must have one"
-            )
-        (site,) = sites
-        if reason := method.accepts(site):
-            raise AdapterMismatch(f"{method.name} cannot act at {site.name!r}: {reason}")
-        pairs.append((site, dataclasses.replace(method, width=len(one.tensors["D"]))))  # type: ignore[call-arg]
-        for theirs, own in _NAMES.items():
-            tensors[f"{site.name}.{method.name}.{own}"] = one.tensors[theirs]
-    return pairs, tensors
-
-
-def _method(fields: Mapping[str, Any]) -> Method:
-    """The method that is this law: a bottleneck reads what its sublayer gives, or, in parallel,
-    what it takes, and is added before the block's own norm.
-    """
-    parallel = fields["is_parallel"]
-    for field, value in {"original_ln_before": False, "original_ln_after": True}.items():
-        if fields[field] is not value:
-            raise InputError(
-                f"{CONFIG}: {field}={fields[field]!r}: a bottleneck that reads behind the block's "
-                f"norm, or is added behind it, has no equal here; {field} must be {value}"
-            )
-    if parallel and (fields["mh_adapter"] or not fields["output_adapter"]):
-        raise InputError(f"{CONFIG}: is_parallel beside an attention has no equal here")
-    if fields["residual_before_ln"] is not True:
-        raise InputError(
-            f"{CONFIG}: residual_before_ln={fields['residual_before_ln']!r} has no equal here"
-        )
-    activation = fields["non_linearity"].lower()
-    if activation not in _ACTIVATIONS:
-        raise InputError(f"{CONFIG}: non_linearity is one of {sorted(_ACTIVATIONS)} here")
-    one_place = "pfeiffer" if not fields["mh_adapter"] else "houlsby"
-    return build(
-        "parallel" if parallel else one_place,
-        {
-            "activation": _ACTIVATIONS[activation],
-            "scale": float(fields["scaling"]),
-            "dropout": float(fields["dropout"]),
-            "reduction": None,
-        },
-    )
 
 
 def _fields(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
@@ -269,14 +196,9 @@ def _check(one: Bottleneck, fields: Mapping[str, Any]) -> None:
     D = one.tensors["D"]
     if D.ndim != 2:
         raise AdapterMismatch(f"{where}: D must be a matrix, and has shape {tuple(D.shape)}")
-    factor = fields["reduction_factor"]
-    if isinstance(factor, dict):
-        factor = factor.get(str(one.layer), factor.get("default"))
-        if factor is None:
-            raise InputError(f"{CONFIG}: reduction_factor says nothing of layer {one.layer}")
     narrow, wide = D.shape
     expected = {
-        "D": (max(1, int(wide // factor)), wide),
+        "D": (_narrow(one, wide, fields["reduction_factor"]), wide),
         "D_bias": (narrow,),
         "U": (wide, narrow),
         "U_bias": (wide,),
@@ -286,6 +208,17 @@ def _check(one: Bottleneck, fields: Mapping[str, Any]) -> None:
             raise AdapterMismatch(
                 f"{where}: {leaf} has shape {tuple(one.tensors[leaf].shape)}, and must have {shape}"
             )
+
+
+def _narrow(one: Bottleneck, wide: int, factor: Any) -> int:
+    """The width by the configuration; its own where the layer's number is not known."""
+    if isinstance(factor, dict):
+        if one.layer is None and set(factor) != {"default"}:
+            return len(one.tensors["D"])
+        factor = factor.get(str(one.layer), factor.get("default"))
+        if factor is None:
+            raise InputError(f"{CONFIG}: reduction_factor says nothing of layer {one.layer}")
+    return max(1, int(wide // factor))
 
 
 def _check_places(found: list[Bottleneck], fields: Mapping[str, Any], name: str) -> None:
