@@ -54,7 +54,6 @@ def refused(folder: Path, match: str) -> None:
 
 ON = {
     "use_something": True,
-    "target_parameters": ["x.weight"],
     "layer_replication": [[0, 1]],
     "init_lora_weights": "pissa",
     "use_something_new": 3,
@@ -96,6 +95,8 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "pattern in words": ({"rank_pattern": {"query": "2"}}, "rank must be int"),
     "alpha beyond all": ({"alpha_pattern": {"query": 10**400}}, "alpha must be a finite number"),
     "layers in words": ({"layers_to_transform": "all"}, "layers_to_transform must be a number"),
+    "parameters in one word": ({"target_parameters": "x"}, "target_parameters must be a list"),
+    "parameters of nothing": ({"target_parameters": ["x.weight"]}, "has such a tensor; there are"),
     "broken layers": (
         {"layers_to_transform": 0, "layers_pattern": "("},
         "layers_pattern is no regular expression",

@@ -9,6 +9,7 @@ from typing import Any
 
 import cases
 import more_models
+import of_experts
 import pytest
 import torch
 from both_ways import Writes
@@ -152,22 +153,22 @@ def test_veras_projection_left_out_is_drawn(peft_writes: Writes, tmp_path: Path)
         load(theirs)
 
 
-def mixtral() -> nn.Module:
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    sizes = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 3}
-    return MixtralForCausalLM(MixtralConfig(vocab_size=cases.VOCAB, **sizes, **heads)).eval()
-
-
-def test_experts_are_refused_by_name(tmp_path: Path) -> None:
-    config = LoraConfig(target_modules=[], target_parameters=["experts.gate_up_proj"])
-    with pytest.raises(trimtab.InputError, match=r"target_parameters=\['experts.gate_up_proj'\]"):
-        trimtab.attach(mixtral(), config)
-    model = mixtral()
-    trimtab.attach(model, trimtab.LoRA(), "*experts*")
-    with pytest.raises(trimtab.InputError, match=r"experts.* cannot be written in HF PEFT's"):
-        trimtab.save(model, tmp_path / "new", format="peft")
+def test_experts_lie_beneath_base_layer(peft_writes: Writes) -> None:
+    """Two tensors of one module: the first one's factors lie inmost."""
+    theirs = peft_writes(
+        of_experts.ONES["mixtral"], of_experts.config(["gate_up_proj", "down_proj"])
+    )
+    experts = "base_model.model.model.layers.0.mlp.experts"
+    kept = tensors(theirs.folder)
+    assert kept[f"{experts}.base_layer.lora_A.weight"].shape == (3 * 4, 32)
+    assert kept[f"{experts}.lora_A.weight"].shape == (3 * 4, 16)
+    model = load(theirs)
+    assert entries(model) == {
+        f"model.layers.{block}.mlp.experts.{tensor}": "lora"
+        for block in (0, 1)
+        for tensor in ("gate_up_proj", "down_proj")
+    }
+    equal(theirs, model)
 
 
 def test_keys_of_tokens(peft_writes: Writes) -> None:

@@ -53,6 +53,8 @@ class Names:
     """
     tokens: bool = False
     """Whether it may name tokens of the embedding that train beside it."""
+    parameters: bool = False
+    """Whether it adapts tensors by their name, such as experts held in one."""
     more: Fields | None = None
     """Fields that are no hyper-parameters one by one."""
 

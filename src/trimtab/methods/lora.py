@@ -42,6 +42,7 @@ class LoRA(LowRank, Additive):
         shift="lora_B.bias",
         biases="lora_only",
         tokens=True,
+        parameters=True,
         at={
             "embedding": {"A": "lora_embedding_A", "B": "lora_embedding_B"},
             "conv": {"A": "lora_A.weight", "B": "lora_B.weight"},

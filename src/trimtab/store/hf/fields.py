@@ -12,7 +12,7 @@ from trimtab.core.registry import methods
 from trimtab.store.native import saved_method
 
 CONFIG = "adapter_config.json"
-TOKENS = "trainable_token_indices"
+TOKENS, PARAMETERS = "trainable_token_indices", "target_parameters"
 BIASES, ROWS = "bitfit", "tokens"
 """What acts beside a method there: our names of it."""
 _HARMLESS = {
@@ -23,7 +23,7 @@ _HARMLESS = {
 _SITES = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("modules_to_save", "feedforward_modules", "rank_pattern", "alpha_pattern"),
-    TOKENS,
+    *(TOKENS, PARAMETERS),
 }
 _CHANGING = {"pissa", "olora", "loftq", "corda"}
 """Starts that take from the base what they put into the adapter."""
@@ -86,7 +86,7 @@ def _form(field: str) -> tuple[str, Callable[[Any], bool]]:
             "a number or a list of numbers",
             lambda value: _are(int, value) or isinstance(value, int),
         )
-    if field == "modules_to_save":
+    if field in {"modules_to_save", PARAMETERS}:
         return "a list of names", lambda value: _are(str, value)
     return "a name or a list of names", lambda value: _are(str, value) or isinstance(value, str)
 
@@ -130,6 +130,11 @@ def _refuse_unknown(config: Mapping[str, Any], cls: type[Method], names: Names) 
             continue
         if field == "lora_bias" and value is True and names.shift is not None:
             continue
+        if field == PARAMETERS:
+            raise InputError(
+                f"{CONFIG}: {field}={value!r}: HF PEFT adapts tensors by their name with plain "
+                f"LoRA alone, and not with {cls.name}; name modules in target_modules"
+            )
         if field in STARTS and str(value).partition("_")[0] in _CHANGING:
             raise InputError(
                 f"{CONFIG}: {field}={value!r} starts from another base than the model's own, which "
@@ -148,6 +153,7 @@ def _understood(names: Names) -> set[str]:
         "alpha_pattern": "alpha" in names.patterns,
         "save_projection": bool(names.common),
         TOKENS: names.tokens,
+        PARAMETERS: names.parameters,
     }
     sites = _SITES - known.keys() | {field for field, holds in known.items() if holds}
     more = names.more.names if names.more else ()

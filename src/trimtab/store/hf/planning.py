@@ -15,8 +15,18 @@ from trimtab.core.registry import lookup
 from trimtab.core.site import Site
 from trimtab.match import sites
 from trimtab.methods.whole import Whole
+from trimtab.store.hf import experts, parameters
 from trimtab.store.hf.defaults import feedforward, targets
-from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, STARTS, arguments, chosen, is_off
+from trimtab.store.hf.fields import (
+    BIASES,
+    CONFIG,
+    PARAMETERS,
+    ROWS,
+    STARTS,
+    arguments,
+    chosen,
+    is_off,
+)
 from trimtab.store.hf.targets import heads, is_target, linears, modules, names, tied, token_ids
 from trimtab.store.native import saved_method
 
@@ -41,6 +51,7 @@ def plan(config: Any, model: nn.Module) -> Pairs:
             f"{CONFIG}: a new adapter of {fields['peft_type']} is attached as "
             f"{_PROMPTS[fields['peft_type']]}, which says where its prompt starts"
         )
+    experts.convert(fields, model)
     _complete(fields, model)
     cls, named = chosen(fields)
     for field, allowed in STARTS.items():
@@ -49,15 +60,28 @@ def plan(config: Any, model: nn.Module) -> Pairs:
                 f"{CONFIG}: {field}={fields[field]!r}: a new adapter starts as {cls.name} starts "
                 f"({field}={allowed[0]!r})"
             )
-    known = modules(sites(model))
+    every = sites(model)
+    known = modules(every)
+    tensors = {one.site.name: one.key for one in parameters.named(fields, cls, named, every)}
     all_linear = linears(model, known, fields.get("task_type"))
     whole = _whole(fields, known)
+    called = {site.name for site in known}
     pairs: Pairs = []
-    for site in known:
+    for site in every:
+        by_name = tensors.get(site.name)
+        if by_name is not None:
+            pairs.append((site, arguments(fields, cls, named, by_name)))
+        if site.name not in called:
+            continue
         if site.name in whole:
             pairs.append((site, Whole()))
             continue
         targeted = is_target(fields, site.name, all_linear)
+        if targeted and by_name is not None:
+            raise InputError(
+                f"{CONFIG}: target_parameters names {by_name!r}, and target_modules its module: "
+                "HF PEFT adapts one or the other"
+            )
         if targeted:
             at_site = _orientation(fields, site) if named.oriented else {}
             method = arguments(fields, cls, named, site.name, **at_site)
@@ -69,7 +93,7 @@ def plan(config: Any, model: nn.Module) -> Pairs:
             pairs.append((site, method))
         if rows := token_ids(fields, site.name, site):
             pairs += _rows(site, rows, known)
-        if _shifted(fields, site, targeted):
+        if _shifted(fields, site, targeted or by_name is not None):
             pairs.append((site, lookup(BIASES)()))
     if not any(isinstance(method, cls) for _, method in pairs):
         able = {one.name.rpartition(".")[2] for one in known if cls().accepts(one) is None}
@@ -110,7 +134,12 @@ def _complete(fields: dict[str, Any], model: nn.Module) -> None:
     if fields.get("peft_type") == "TRAINABLE_TOKENS" and fields.get("target_modules") is None:
         fields["target_modules"] = [site.name for site in sites(model) if "embedding" in site.roles]
     if fields.get("target_modules") is None:
-        fields["target_modules"] = targets(str(fields.get("peft_type")), kind)
+        try:
+            fields["target_modules"] = targets(str(fields.get("peft_type")), kind)
+        except InputError:
+            if is_off(fields.get(PARAMETERS)):
+                raise
+            fields["target_modules"] = []
     if "feedforward_modules" in fields and fields["feedforward_modules"] is None:
         fields["feedforward_modules"] = feedforward(kind)
     if head := heads(fields):

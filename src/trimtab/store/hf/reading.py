@@ -18,7 +18,7 @@ from trimtab.methods.whole import Whole
 from trimtab.place import build
 from trimtab.store import native
 from trimtab.store.files import parse_json, read_json, read_metadata, read_tensors
-from trimtab.store.hf import prompts, pruned
+from trimtab.store.hf import parameters, prompts, pruned
 from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, TOKENS, arguments, chosen
 from trimtab.store.hf.renames import Renames
 from trimtab.store.hf.targets import is_target, linears, modules, saved, tied, token_ids
@@ -63,9 +63,13 @@ def interpret(
     cls, names = chosen(config)
     if issubclass(cls, Prompt | Prefix):
         return prompts.interpret(config, tensors, (cls, names), model, known, adapter)
+    order = {site.name: index for index, site in enumerate(known.values())}
+    every = list({id(site): site for site in known.values()}.values())
+    by_name = parameters.named(config, cls, names, every)
     wholes = {id(site) for site in modules(known.values())}
     known = {path: site for path, site in known.items() if id(site) in wholes}
-    reading = _Reading(config, cls, names, known, Renames(model), adapter)
+    by_path = {one.path: one for one in by_name}
+    reading = _Reading(config, cls, names, known, by_path, Renames(model), adapter)
     for key, tensor in tensors.items():
         reading.take(key, tensor)
     reading.take_shifts()
@@ -74,7 +78,6 @@ def interpret(
     reading.require_biases()
     if not reading.pairs:
         raise AdapterMismatch(f"adapter {adapter!r} has no tensors")
-    order = {site.name: index for index, site in enumerate(known.values())}
     return sorted(reading.pairs.values(), key=lambda pair: order[pair[0].name]), reading.tensors
 
 
@@ -86,6 +89,7 @@ class _Reading:
     cls: type[Method]
     names: Names
     known: Mapping[str, Site]
+    by_path: Mapping[str, parameters.Parameter]
     renames: Renames
     adapter: str
 
@@ -101,6 +105,9 @@ class _Reading:
                 self.tensors[f"shared.{self.cls.name}.{own}"] = tensor
                 return
         path, leaf, ours = _split(key, self.names)
+        if ours and path in self.by_path and key.endswith(f".{self.names.tensors[leaf]}"):
+            self._by_name(key, self.by_path[path], leaf, tensor)
+            return
         whole = saved(path, self.config.get("modules_to_save") or ())
         if whole and self.config.get("bias") == "all" and path.endswith(_SECOND):
             return  # with bias="all" a saved module's bias is written three times
@@ -128,6 +135,18 @@ class _Reading:
             raise AdapterMismatch(
                 f"adapter {self.adapter!r} has a tensor {key!r} that belongs to no site"
             )
+
+    def _by_name(self, key: str, at: parameters.Parameter, own: str, tensor: Tensor) -> None:
+        method = arguments(self.config, self.cls, self.names, at.key)
+        shape = parameters.shape(at.site, own, method.rank)  # type: ignore[attr-defined]
+        if tuple(tensor.shape) != shape:
+            count = at.site.geometry.count
+            raise AdapterMismatch(
+                f"adapter {self.adapter!r}: the tensor {key!r}, for {at.key!r}, has shape "
+                f"{tuple(tensor.shape)}, and must have {shape} here"
+                + (f", where there are {count} experts" if count else "")
+            )
+        self._put(at.site, method, *parameters.taken(at.site, own, tensor))
 
     def _rows(self, site: Site, rows: Any, tensor: Tensor) -> None:
         """Tokens of an embedding act at all that is tied to it, too; there, files of tokens alone
@@ -241,6 +260,13 @@ class _Reading:
             ):
                 raise AdapterMismatch(
                     f"adapter {self.adapter!r} misses the tensors of its target {path!r}"
+                )
+        acting = {at for at, name in self.pairs if name == self.cls.name}
+        for one in self.by_path.values():
+            if one.site.name not in acting:
+                raise AdapterMismatch(
+                    f"adapter {self.adapter!r} misses the tensors of its target {one.key!r}, which "
+                    f"would lie at {one.path!r}"
                 )
 
     def require_biases(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from trimtab.core.adapter import Adapter
+from trimtab.core.delta import Delta
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method, Names, Prefix, Prompt
 from trimtab.core.site import Geometry
@@ -19,8 +20,8 @@ from trimtab.match import sites
 from trimtab.methods.whole import Whole
 from trimtab.store import native
 from trimtab.store.files import write_json, write_tensors
-from trimtab.store.hf import prompts, pruned
-from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, TOKENS
+from trimtab.store.hf import experts, parameters, prompts, pruned
+from trimtab.store.hf.fields import BIASES, CONFIG, PARAMETERS, ROWS, TOKENS
 from trimtab.store.hf.reading import PREFIX, REMEMBERED, ROOT, TENSORS, TOKEN_LEAF
 from trimtab.store.hf.targets import modules, tied
 
@@ -56,8 +57,9 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
     if isinstance(next(iter(acting.values())), Prompt | Prefix):
         tensors, config = _prompts(model, adapter, acting, names)
     else:
-        config = _config(model, adapter, acting, names)
-        tensors = _tensors(adapter, acting, names)
+        by_name = _by_name(model, adapter, acting, names)
+        config = _config(model, adapter, acting, names, by_name)
+        tensors = _tensors(adapter, acting, names, by_name)
     remembered = json.dumps({"name": adapter.name, "base": native.base(model, adapter)})
     write_tensors(folder / TENSORS, tensors, {REMEMBERED: remembered})
     write_json(folder / CONFIG, dict(sorted(config.items())))
@@ -108,13 +110,70 @@ def _plain(method: Method, names: Names) -> dict[str, Any]:
     }
 
 
-def _tensors(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> dict[str, Tensor]:
-    tensors = {}
+def _by_name(
+    model: nn.Module, adapter: Adapter, acting: Mapping[str, Method], names: Names
+) -> dict[str, str]:
+    """The sites whose tensors are named there, with the tensors' names: those that modules read
+    themselves, and maps whose names HF PEFT would take for experts' in a model of this type.
+    """
+    if not names.parameters:
+        return {}
+    former = experts.former(model)
+    found = {}
+    for site, delta in adapter.deltas():
+        if site not in acting or delta.method.name != acting[site].name:
+            continue
+        taken_for = site.rpartition(".")[2] in former and delta.site.geometry.kind == "linear"
+        if delta.site.parameter is None and (delta.site.rows is not None or not taken_for):
+            continue
+        if reason := parameters.unwritable(delta.site):
+            raise InputError(
+                f"{site!r} cannot be written in HF PEFT's format: {reason}; use format='trimtab'"
+            )
+        found[site] = str(parameters.key_of(delta.site))
+    every_module = model.named_modules() if found else ()
+    every = [f"{name}.{p}" for name, module in every_module for p in module._parameters]
+    for site, key in found.items():
+        if twin := next((one for one in every if one.endswith(f".{key}")), None):
+            raise InputError(
+                f"{site!r} cannot be written in HF PEFT's format, where its name would mean "
+                f"{twin!r} too; use format='trimtab'"
+            )
+        if getattr(acting[site], "dropout", 0):
+            raise InputError(
+                f"{site!r} cannot be written in HF PEFT's format with dropout: there its tensor is "
+                "adapted by its values; use format='trimtab'"
+            )
+    return found
+
+
+def _factors(
+    adapter: Adapter, by_name: Mapping[str, str], names: Names, delta: Delta
+) -> dict[str, Tensor]:
+    """The tensors of a site that is named there, under their keys."""
+    key = by_name[delta.site.name]
+    home = delta.site.homes[0]
+    module = adapter.hosts[delta.site.name].base
+    path = parameters.nested(home, module, by_name.values())[key]
+    written = {}
+    for own, tensor in delta.tensors().items():
+        theirs, factor = parameters.given(delta.site, module, own, tensor.detach())
+        written[f"{PREFIX}{path}.{names.tensors[theirs]}"] = factor
+    return written
+
+
+def _tensors(
+    adapter: Adapter, acting: Mapping[str, Method], names: Names, by_name: Mapping[str, str]
+) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
     for site, delta in adapter.deltas():
         if delta.method.name == BIASES:
             bias = adapter.hosts[site].base.bias.detach()
             where = f"{site}.base_layer" if site in acting else site
             tensors[f"{PREFIX}{where}.bias"] = (bias.float() + delta.get_parameter("c")).detach()
+            continue
+        if site in by_name and delta.method.name == acting[site].name:
+            tensors |= _factors(adapter, by_name, names, delta)
             continue
         for own, tensor in delta.tensors().items():
             if delta.method.name == Whole.name:
@@ -164,13 +223,19 @@ def _shaped(names: Names, geometry: Geometry, own: str, tensor: Tensor) -> Tenso
 
 
 def _config(
-    model: nn.Module, adapter: Adapter, acting: Mapping[str, Method], names: Names
+    model: nn.Module,
+    adapter: Adapter,
+    acting: Mapping[str, Method],
+    names: Names,
+    by_name: Mapping[str, str],
 ) -> dict[str, Any]:
+    called = {site: method for site, method in acting.items() if site not in by_name}
     whole = [site for site, method in adapter.entries if method.name == Whole.name]
     usual = Counter(acting.values()).most_common(1)[0][0]
     config: dict[str, Any] = {
         **_about(model, names, _task_type(model, whole)),
-        "target_modules": _target_modules(model, acting),
+        "target_modules": _target_modules(model, called) if called or not by_name else [],
+        **({PARAMETERS: sorted(by_name.values())} if by_name else {}),
         **({"modules_to_save": _tops(model, whole)} if whole else {}),
         **_plain(usual, names),
         **_biases(adapter, acting, names),
@@ -182,8 +247,14 @@ def _config(
     if names.common:
         config["save_projection"] = True
     if names.transposed:
-        geometries = [adapter.hosts[site].geometry for site in acting]
-        config["fan_in_fan_out"] = all(geometry.transposed for geometry in geometries)
+        stored = {site: adapter.hosts[site].geometry for site in called}
+        linear = [s for s, g in stored.items() if g.transposed and g.kind == "linear"]
+        if by_name and linear:
+            raise InputError(
+                f"{linear[0]!r}, stored as (in, out), and {next(iter(by_name))!r}, named as a "
+                "tensor, cannot stand in one configuration of HF PEFT's; use format='trimtab'"
+            )
+        config["fan_in_fan_out"] = not by_name and all(g.transposed for g in stored.values())
     if names.oriented:
         scaled = {
             site
@@ -191,8 +262,13 @@ def _config(
             if d.method.name == usual.name and d.tensors()[names.oriented].shape[0] == 1
         }
         config["feedforward_modules"] = sorted(scaled)
+    if isinstance(config["target_modules"], str) and experts.former(model):
+        raise InputError(
+            "HF PEFT's format names the sites of this adapter by a pattern, and in a model of this "
+            "type HF PEFT goes by the last parts of names alone; use format='trimtab'"
+        )
     for own in names.patterns:
-        config[f"{own}_pattern"] = _differing(acting, usual, own)
+        config[f"{own}_pattern"] = _differing(acting, usual, own, by_name)
     if names.masked:
         masks = {
             s: d.tensors()["mask"]
@@ -232,9 +308,11 @@ def _tokens(adapter: Adapter, acting: Mapping[str, Method]) -> dict[str, Any]:
     return {TOKENS: found} if found else {}
 
 
-def _differing(acting: Mapping[str, Method], usual: Method, own: str) -> dict[str, Any]:
+def _differing(
+    acting: Mapping[str, Method], usual: Method, own: str, by_name: Mapping[str, str]
+) -> dict[str, Any]:
     return {
-        re.escape(site): getattr(method, own)
+        re.escape(by_name.get(site, site)): getattr(method, own)
         for site, method in acting.items()
         if getattr(method, own) != getattr(usual, own)
     }
