@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -61,12 +61,12 @@ def table() -> dict[str, dict[str, Any]]:
 def capabilities(method: Method) -> dict[str, Any]:
     """One method's row."""
     selects = isinstance(method, Selection)
-    layers = [] if selects else list(_layers(method))
+    layers = [] if selects else _merged(_layers(part) for part in method.parts())
     count, where = (None, None) if selects else _count(method, layers)
     return {
         "paper": method.paper or None,
         "kind": _kind(method),
-        "targets": list(method.targets),
+        "targets": _merged(part.targets for part in method.parts()),
         "layers": layers,
         "mergeable": _holds(method, LAWS["merge"]),
         "stackable": not selects and _holds(method, LAWS["stack"]),
@@ -79,6 +79,11 @@ def capabilities(method: Method) -> dict[str, Any]:
         "learning_rate": method.learning_rate,
         "options": {field.name: field.default for field in dataclasses.fields(method)},
     }
+
+
+def _merged(lists: Iterable[Iterable[str]]) -> list[str]:
+    """Each once, in order."""
+    return list(dict.fromkeys(one for ones in lists for one in ones))
 
 
 def _kind(method: Method) -> str:

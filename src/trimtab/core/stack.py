@@ -119,9 +119,11 @@ class EnterStack:
         call.past[self.name] = length = _seen(past)
         call.cached[self.name] = past is not None
         companion = stack._modules.get("deltas")
-        if isinstance(companion, Companion) and (prompt := prompts(companion)) is not None:
-            self._prompt(stack, companion, prompt, facts, length)
-            self._refuse_overflow(facts, length, prompt.shape[-2], 0)
+        if isinstance(companion, Companion) and companion.acts():
+            prompt = prompts(companion, _given(facts).shape[0])
+            if prompt is not None:
+                self._prompt(stack, companion, prompt, facts, length)
+                self._refuse_overflow(facts, length, prompt.shape[-2], 0)
         if n := positions(self.attention):
             self._refuse_overflow(facts, length, 0, n)
             self._shift(facts, length, n)
@@ -364,3 +366,15 @@ class Tap:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         self.switch.call.taps[self.key] = output if isinstance(output, Tensor) else output[0]
+
+
+class TapInput:
+    """At an attention: its input is kept for prefixes that read it, until they have."""
+
+    def __init__(self, companion: Companion) -> None:
+        self.companion = companion
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        if self.companion.acts():
+            x = args[0] if args else kwargs[parameters_of(module)[0]]
+            self.companion.switch.call.taps[self.companion.site.name] = x
