@@ -51,10 +51,6 @@ class Names:
     """The tensors, and along which dimension, that hold only what `mask` leaves; the field
     `rank_pattern` holds the masks.
     """
-    positions: Mapping[str, int] = field(default_factory=dict)
-    """A prompt's tensors, and along which dimension, that have a row a position; an
-    encoder-decoder's file may have as many again for its decoder.
-    """
     tokens: bool = False
     """Whether it may name tokens of the embedding that train beside it."""
     more: Fields | None = None

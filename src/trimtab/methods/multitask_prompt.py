@@ -37,7 +37,6 @@ class MultitaskPrompt(Prompt):
         tensors={"P": "prompt_embeddings", "U": "prefix_task_cols", "V": "prefix_task_rows"},
         fields={"length": "num_virtual_tokens", "tasks": "num_tasks", "rank": "num_ranks"},
         patterns=(),
-        positions={"P": 0, "U": 1},
         more=Fields(
             (
                 *("prompt_tuning_init", "prompt_tuning_init_text", "prompt_tuning_init_task"),

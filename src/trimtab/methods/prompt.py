@@ -34,7 +34,6 @@ class PromptTuning(Prompt):
         tensors={"P": "prompt_embeddings"},
         fields={"length": "num_virtual_tokens"},
         patterns=(),
-        positions={"P": 0},
         more=Fields(
             (
                 *("prompt_tuning_init", "prompt_tuning_init_text"),

@@ -35,7 +35,6 @@ class PTuning(Prompt):
         tensors={"E": "prompt_embeddings"},
         fields={"length": "num_virtual_tokens"},
         patterns=(),
-        positions={"E": 0},
         more=Fields(  # a file holds what the encoder has made, not the encoder
             (
                 *("encoder_reparameterization_type", "encoder_hidden_size"),

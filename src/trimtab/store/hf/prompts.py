@@ -1,7 +1,8 @@
 """Prompts and prefixes: one tensor, `prompt_embeddings`, and the modules that are saved whole.
 
 A prompt's is (positions, width); an encoder-decoder's may have as many rows again for its decoder,
-which HF PEFT does not use. What makes a prompt of each task stands beside it, by `Names.tensors`. A prefix's is (positions, layers · 2 · width), keys and values of one
+which HF PEFT uses for prompts by task alone. What makes it another prompt for each task stands
+beside it, by `Names.tensors`. A prefix's is (positions, layers · 2 · width), keys and values of one
 layer after the other; an encoder-decoder's are dealt out twice, to its decoder's self-attentions
 and to attentions over the encoder, and the latter are dropped: layer i has the pair 2i, modulo the
 number of layers.
@@ -73,22 +74,25 @@ def _prompt(
     adapter: str,
 ) -> tuple[Pairs, dict[str, Tensor]]:
     n = method.length  # type: ignore[attr-defined]
-    if tensors[KEY].shape[0] not in (n, 2 * n):
-        raise AdapterMismatch(
-            f"adapter {adapter!r}: {KEY!r} has {tensors[KEY].shape[0]} rows, and must have {n}"
+    rows = tensors[KEY].shape[0]
+    if rows not in (n, 2 * n):
+        raise AdapterMismatch(f"adapter {adapter!r}: {KEY!r} has {rows} rows, and must have {n}")
+    if rows != n and len(names.tensors) > 1:
+        raise InputError(
+            f"adapter {adapter!r} has a prompt of the decoder too, which HF PEFT's "
+            f"{names.peft_type} uses in a forward pass and leaves out when it generates: train it "
+            "there with num_transformer_submodules=1"
         )
     site = next((site for site in known.values() if "input" in site.roles), None)
     if site is None:
         raise AdapterMismatch(f"adapter {adapter!r}: the model takes no token embeddings")
     if missing := sorted(set(names.tensors.values()) - set(tensors)):
         raise AdapterMismatch(f"adapter {adapter!r} misses {missing}")
-    decoder = tensors[KEY].shape[0] - n
-    found = {}
-    for own, theirs in names.tensors.items():
-        tensor, along = tensors[theirs], names.positions.get(own)
-        if decoder and along is not None and tensor.ndim > along:
-            tensor = tensor.narrow(along, 0, min(n, tensor.shape[along]))
-        found[f"{site.name}.{method.name}.{own}"] = tensor.clone()
+    held = {**tensors, KEY: tensors[KEY][:n]}
+    found = {
+        f"{site.name}.{method.name}.{own}": held[theirs].clone()
+        for own, theirs in names.tensors.items()
+    }
     return [(site, method)], found
 
 
