@@ -61,7 +61,7 @@ class ReFT(Intervention):
         return reason
 
     def init(self, site: Site) -> dict[str, Param]:
-        params = {}
+        params: dict[str, Param] = {}
         for end in self._ends():
             A = nn.init.orthogonal_(torch.empty(self.rank, site.out_features))
             params |= {
