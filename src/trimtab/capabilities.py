@@ -16,7 +16,7 @@ from trimtab.core.call import given
 from trimtab.core.compose import Mix
 from trimtab.core.counts import summary
 from trimtab.core.errors import TrimtabError
-from trimtab.core.method import Combine, Method, Selection
+from trimtab.core.method import Combine, Composite, Method, Selection
 from trimtab.core.registry import methods
 from trimtab.core.training import parameters
 from trimtab.match import sites
@@ -179,7 +179,8 @@ def _count(method: Method, layers: Sequence[str]) -> tuple[int | None, str | Non
     """Trained parameters at one site of the standard width where it can act on one alone, and in a
     transformer of that width at its own targets otherwise; and which of the two.
     """
-    single = next((name for name in SINGLE if name in layers), None)
+    alone = [] if isinstance(method, Composite) else layers
+    single = next((name for name in SINGLE if name in alone), None)
     if single is not None:
         model = nn.Sequential(SINGLE[single]())
         attached(method, model, "0")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import trimtab
+from trimtab.capabilities import capabilities
 from trimtab.core.method import Composite
 from trimtab.core.registry import lookup
 
@@ -68,6 +69,17 @@ def test_a_composite_names_its_own_targets(name: str) -> None:
     trimtab.detach(model)
     trimtab.attach(model, [method, trimtab.BitFit()])
     assert "bitfit" in trimtab.summary(model).methods
+
+
+@composites
+def test_its_row_in_the_table(name: str) -> None:
+    row = capabilities(lookup(name)())
+    assert row["kind"] == "composite"
+    assert not row["mergeable"]
+    assert row["routable"]
+    assert {"self-attention", "mlp-output"} <= set(row["targets"])
+    assert "attention" in row["layers"]
+    assert "2 blocks" in row["parameters_at"]
 
 
 def test_a_wrong_part_is_refused_when_the_composite_is_made() -> None:
