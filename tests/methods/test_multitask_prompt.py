@@ -60,6 +60,8 @@ def test_tasks_are_checked() -> None:
         cases.logits(model, batch)
     with pytest.raises(trimtab.InputError, match="task_ids must lie in 0 … 2"):
         cases.logits(model, {**batch, "task_ids": torch.tensor([3, 0])})
+    with pytest.raises(trimtab.InputError, match="task_ids or route has 3 rows"):
+        cases.logits(model, {**batch, "task_ids": torch.tensor([0, 1, 2])})
     with pytest.raises(trimtab.InputError, match="rank must be at least 1"):
         trimtab.MultitaskPrompt(rank=0)
 

@@ -94,7 +94,7 @@ def gathered(
             tensor = _joined(found, ndim)
             lengths[name] = tensor.shape[-2]
             tensor = tensor[None] if tensor.ndim == ndim else tensor
-            each |= zip(listed, repeated(tensor, len(listed), "a prompt"), strict=True)
+            each |= zip(listed, repeated(tensor, len(listed), "task_ids"), strict=True)
         if len(set(lengths.values())) > 1:
             raise InputError(f"routed prompts have one length, and these differ: {lengths}")
         return [torch.stack([each[row] for row in range(batch)])]
@@ -110,5 +110,5 @@ def _joined(tensors: list[Tensor], ndim: int) -> Tensor:
     batch = max((tensor.shape[0] for tensor in tensors if tensor.ndim > ndim), default=0)
     if batch:
         lone = [tensor[None] if tensor.ndim == ndim else tensor for tensor in tensors]
-        tensors = [repeated(tensor, batch, "a prompt") for tensor in lone]
+        tensors = [repeated(tensor, batch, "task_ids or route") for tensor in lone]
     return torch.cat(tensors, dim=-2)

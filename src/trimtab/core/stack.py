@@ -152,7 +152,8 @@ class EnterStack:
         if not past:
             embeds = self._embeds(stack, facts)
             batch = embeds.shape[0]
-            prompt = repeated(prompt[None] if prompt.ndim == 2 else prompt, batch, "a prompt")
+            prompt = prompt[None] if prompt.ndim == 2 else prompt
+            prompt = repeated(prompt, batch, "task_ids or route")
             facts["inputs_embeds"] = torch.cat([prompt.to(embeds), embeds], dim=1)
             _lengthen_cache(facts.get("past_key_values"), n)
             types = facts.get("token_type_ids")
