@@ -34,6 +34,9 @@ from trimtab.methods.diff_pruning import DiffPruning as DiffPruning
 from trimtab.methods.dora import DoRA as DoRA
 from trimtab.methods.full import Full as Full
 from trimtab.methods.fusion import Fusion as Fusion
+from trimtab.methods.gated import GatedAdapter as GatedAdapter
+from trimtab.methods.gated import GatedLoRA as GatedLoRA
+from trimtab.methods.gated import GatedPrefix as GatedPrefix
 from trimtab.methods.head import Head as Head
 from trimtab.methods.houlsby import Houlsby as Houlsby
 from trimtab.methods.ia3 import IA3 as IA3
@@ -42,6 +45,8 @@ from trimtab.methods.layers import Layers as Layers
 from trimtab.methods.ln import LNTuning as LNTuning
 from trimtab.methods.loha import LoHa as LoHa
 from trimtab.methods.lora import LoRA as LoRA
+from trimtab.methods.mam import MAM as MAM
+from trimtab.methods.multitask_prompt import MultitaskPrompt as MultitaskPrompt
 from trimtab.methods.oft import OFT as OFT
 from trimtab.methods.parallel import Parallel as Parallel
 from trimtab.methods.pfeiffer import Pfeiffer as Pfeiffer
@@ -51,6 +56,7 @@ from trimtab.methods.ptuning import PTuning as PTuning
 from trimtab.methods.reft import ReFT as ReFT
 from trimtab.methods.side import Side as Side
 from trimtab.methods.tokens import Tokens as Tokens
+from trimtab.methods.unipelt import UniPELT as UniPELT
 from trimtab.methods.vera import VeRA as VeRA
 from trimtab.methods.whole import Whole as Whole
 from trimtab.reference import Reference as Reference

@@ -104,11 +104,11 @@ def _attend(
     if own is None:
         own = sys.modules[type(module).__module__].eager_attention_forward
     companion = module._modules.get("deltas")
-    found = prefix(companion) if isinstance(companion, Companion) else None
+    batch = key.shape[0]
+    found = prefix(companion, batch) if isinstance(companion, Companion) else None
     if found is None:
         return own(module, query, key, value, attention_mask, **options)
     k, v = found.unbind(-4)  # (batch or none, heads, n, width) each
-    batch = key.shape[0]
     k, v = (_expanded(one.to(key), batch) for one in (k, v))
     _check(companion, k, key)
     n = k.shape[2]
@@ -121,17 +121,19 @@ def _attend(
     return own(module, query, keys, values, attention_mask, **options)
 
 
-def prefix(companion: Companion) -> Tensor | None:
-    """(2, heads, n, width), or (batch, 2, heads, n, width) where examples are routed."""
+def prefix(companion: Companion, batch: int) -> Tensor | None:
+    """(2, heads, n, width), or (batch, 2, heads, n, width) where every example has its own."""
 
     def of(name: str, call: Call) -> list[Tensor]:
         return [
-            torch.stack(delta.method.kv(delta.values(torch.float32), call))
+            torch.stack(delta.method.kv(delta.values(torch.float32), call), dim=-4)
             for delta in companion.of(name).values()
             if isinstance(delta.method, Prefix)
         ]
 
-    return gathered(companion, of) if companion.acts() else None
+    found = gathered(companion, of, 4, batch) if companion.acts() else None
+    companion.switch.call.taps.pop(companion.site.name, None)
+    return found
 
 
 def _bias(companion: Any, bias: Tensor, n: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from trimtab.core.call import given
 from trimtab.core.compose import Mix
 from trimtab.core.counts import summary
 from trimtab.core.errors import TrimtabError
-from trimtab.core.method import Combine, Method, Selection
+from trimtab.core.method import Combine, Composite, Method, Selection
 from trimtab.core.registry import methods
 from trimtab.core.training import parameters
 from trimtab.match import sites
@@ -61,12 +61,12 @@ def table() -> dict[str, dict[str, Any]]:
 def capabilities(method: Method) -> dict[str, Any]:
     """One method's row."""
     selects = isinstance(method, Selection)
-    layers = [] if selects else list(_layers(method))
+    layers = [] if selects else _merged(_layers(part) for part in method.parts())
     count, where = (None, None) if selects else _count(method, layers)
     return {
         "paper": method.paper or None,
         "kind": _kind(method),
-        "targets": list(method.targets),
+        "targets": _merged(part.targets for part in method.parts()),
         "layers": layers,
         "mergeable": _holds(method, LAWS["merge"]),
         "stackable": not selects and _holds(method, LAWS["stack"]),
@@ -79,6 +79,11 @@ def capabilities(method: Method) -> dict[str, Any]:
         "learning_rate": method.learning_rate,
         "options": {field.name: field.default for field in dataclasses.fields(method)},
     }
+
+
+def _merged(lists: Iterable[Iterable[str]]) -> list[str]:
+    """Each once, in order."""
+    return list(dict.fromkeys(one for ones in lists for one in ones))
 
 
 def _kind(method: Method) -> str:
@@ -174,7 +179,8 @@ def _count(method: Method, layers: Sequence[str]) -> tuple[int | None, str | Non
     """Trained parameters at one site of the standard width where it can act on one alone, and in a
     transformer of that width at its own targets otherwise; and which of the two.
     """
-    single = next((name for name in SINGLE if name in layers), None)
+    alone = [] if isinstance(method, Composite) else layers
+    single = next((name for name in SINGLE if name in alone), None)
     if single is not None:
         model = nn.Sequential(SINGLE[single]())
         attached(method, model, "0")

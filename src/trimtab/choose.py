@@ -9,7 +9,7 @@ from torch import nn
 
 from trimtab.core.adapter import Record, carries, record
 from trimtab.core.errors import InputError, SiteNotFound, nearest
-from trimtab.core.method import Combine, Method, Selection
+from trimtab.core.method import Combine, Composite, Method, Selection
 from trimtab.core.site import Site
 from trimtab.match import Target, match, sites
 from trimtab.methods.whole import Whole
@@ -49,14 +49,19 @@ def _plan(method: Methods | Plan) -> list[tuple[str | None, Method]]:
         listed = [(target, one) for target, ones in method.items() for one in _each(ones)]
     else:
         listed = [(None, one) for one in _each(method)]
-    for _, one in listed:
+    for target, one in listed:
         if not isinstance(one, Method):
             raise InputError(f"a method is an object such as trimtab.LoRA(rank=8), not {one!r}")
         if isinstance(one, Selection):
             raise InputError(f"{one.name} trains the base's own parameters, and stands alone")
+        if isinstance(one, Composite) and target is not None:
+            raise InputError(
+                f"{one.name} stands for several methods with a target each: name its parts in the "
+                f"plan instead, {one.parts()}"
+            )
     if not listed:
         raise InputError("no method is given: nothing would be adapted")
-    return listed
+    return [(target, part) for target, one in listed for part in one.parts()]
 
 
 def _each(methods: Any) -> list[Any]:

@@ -106,14 +106,19 @@ class Shape:
             if name == (run.name or ROOT):
                 return Geometry("stack", run.width, run.width)
         if name in self.attentions:
-            return self.attentions[name][0]
+            shape, run = self.attentions[name][0], self._run(name)
+            return dataclasses.replace(shape, in_features=run.width) if run else shape
         if name in self.blocks:
             width = next(run.width for run in self.runs if name in run.blocks)
             return Geometry("block", width, width)
         return geometry(module)
 
+    def _run(self, name: str) -> Run | None:
+        """The run of blocks that a module lies in."""
+        return next((run for run in self.runs if f"{name}.".startswith(run.name)), None)
+
     def _with_roles(self, site: Site) -> Site:
-        run = next((run for run in self.runs if f"{site.name}.".startswith(run.name)), None)
+        run = self._run(site.name)
         output = self.outputs.get(site.name)
         return dataclasses.replace(
             site,

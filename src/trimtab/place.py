@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -222,13 +222,15 @@ def reconnect(model: nn.Module, record: Record) -> None:
             cut = stack.CutStates(record.switch, run.name or ROOT)
             module.register_forward_hook(cut, prepend=True)  # at the root, while the call lasts
             model.get_submodule(run.leave).register_forward_hook(leave, prepend=True)
-            if _reads_blocks(held):
+            if any(isinstance(method, Beside) for method in _methods(held)):
                 _tap(model, record, run)
-        prefixes = [
-            child
-            for child in (one._modules.get("deltas") for _, one in walk(module))
-            if isinstance(child, Companion) and child.site.geometry.kind == "attention"
-        ]
+        prefixes = []
+        for _, one in walk(module):
+            child = one._modules.get("deltas")
+            if isinstance(child, Companion) and child.site.geometry.kind == "attention":
+                prefixes.append(child)
+                if any(isinstance(m, Prefix) and m.reads_input for m in _methods(child)):
+                    one.register_forward_pre_hook(stack.TapInput(child), with_kwargs=True)
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, stack.EnterStack):
                 hook.attention = [c for c in prefixes if "self-attention" in c.site.roles]
@@ -239,12 +241,10 @@ def reconnect(model: nn.Module, record: Record) -> None:
     attention.connect(model)
 
 
-def _reads_blocks(companion: Companion) -> bool:
-    return any(
-        isinstance(delta.method, Beside)
-        for name in companion._modules
-        for delta in companion.of(name).values()
-    )
+def _methods(companion: Companion) -> Iterator[Method]:
+    """What acts there, of all adapters."""
+    for name in companion._modules:
+        yield from (delta.method for delta in companion.of(name).values())
 
 
 def _tap(model: nn.Module, record: Record, run: Run) -> None:
@@ -331,7 +331,7 @@ def _nests(module: nn.Module) -> bool:
 
 
 _MOVING: tuple[Any, ...] = (
-    *(stack.LeaveStack, stack.CutStates, stack.Tap, stack.ShiftPositions),
+    *(stack.LeaveStack, stack.CutStates, stack.Tap, stack.TapInput, stack.ShiftPositions),
     attention.Wrap,
 )
 """Hooks of companions, hung anew with every adapter that needs them."""

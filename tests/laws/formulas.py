@@ -49,6 +49,33 @@ def _conditional(sites: Sequence[Site]) -> int:
     return 2 * 32 + sum(_bottleneck(site.out_features, 64) + film for site in sites)
 
 
+def _mam(site: Site) -> int:
+    """A prefix of 30 at attention, a parallel adapter of width 512 beside feed-forward."""
+    d = site.out_features
+    return 2 * 30 * d if site.geometry.kind == "attention" else _bottleneck(d, 512)
+
+
+def _gated_lora(site: Site) -> int:
+    """The update of rank 8, and a gate that reads the map's input."""
+    return 8 * (site.in_features + site.out_features) + site.in_features + 1
+
+
+def _gated_prefix(site: Site) -> int:
+    """Ten keys and values, and a gate that reads the attention's input."""
+    return 2 * 10 * site.out_features + site.in_features + 1
+
+
+def _gated_adapter(site: Site) -> int:
+    d = site.out_features
+    return _bottleneck(d, 48) + d + 1
+
+
+def _unipelt(site: Site) -> int:
+    if site.geometry.kind == "attention":
+        return _gated_prefix(site)
+    return _gated_adapter(site) if "mlp-output" in site.roles else _gated_lora(site)
+
+
 def _embedded(site: Site) -> int:
     """The width of a token's embedding, which ALBERT's stack is not of."""
     return site.module.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
@@ -73,6 +100,12 @@ FORMULAS: dict[str, Formula] = {
     "vera": _sum(lambda s: 256 + s.out_features),
     "tokens": _sum(lambda s: s.in_features * s.out_features),
     "ln": _sum(_own),
+    "mam": _sum(_mam),
+    "unipelt": _sum(_unipelt),
+    "gated-lora": _sum(_gated_lora),
+    "gated-prefix": _sum(_gated_prefix),
+    "gated-adapter": _sum(_gated_adapter),
+    "multitask-prompt": _sum(lambda s: 20 * _embedded(s) + 2 * (20 + _embedded(s))),
     "prompt": _sum(lambda s: 20 * _embedded(s)),
     "p-tuning": _sum(lambda s: 20 * _embedded(s) + 3 * _embedded(s) * (_embedded(s) + 1)),
     "prefix": _sum(lambda s: 2 * 20 * s.out_features),

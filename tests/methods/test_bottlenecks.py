@@ -157,6 +157,33 @@ def test_compacter_is_a_sum_of_kronecker_products_with_shared_slow_weights() -> 
         trimtab.attach(model, trimtab.Compacter(width=6), name="other")
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("shared_slow", [True, False])
+def test_compacter_by_hand(rank: int, shared_slow: bool) -> None:
+    """Section 3: D and U as sums of Kronecker products; a PHM-adapter shares nothing, and its fast
+    weights are whole."""
+    method = trimtab.Compacter(width=8, n=2, rank=rank, shared_slow=shared_slow)
+    model, batch = moved("bert", method)
+    adapter = model._trimtab.adapter("default")  # type: ignore[union-attr]
+    assert ("shared.compacter.A" in adapter.tensors()) is shared_slow
+    host = hosted(model)[0]
+    seen: dict[str, Tensor] = {}
+    host.register_forward_hook(lambda m, a, y: seen.update(x=a[0], y=y))
+    cases.logits(model, batch)
+    p = host.stack("default")["compacter"].values(torch.float32)
+
+    def phm(name: str, out: int, inner: int) -> Tensor:
+        slow = p.A if shared_slow else p.tensors[f"{name}A"]
+        fast = p.tensors[f"{name}s"] @ p.tensors[f"{name}t"].mT if rank else p.tensors[f"{name}B"]
+        assert slow.shape == (2, 2, 2)
+        assert fast.shape == (2, out // 2, inner // 2)
+        return torch.kron(slow[0], fast[0]) + torch.kron(slow[1], fast[1])
+
+    h = host.base(seen["x"])
+    inside = F.gelu(F.linear(h, phm("D", 8, 32), p.d))
+    torch.testing.assert_close(seen["y"], h + F.linear(inside, phm("U", 32, 8), p.u))
+
+
 def test_conditional_acts_by_task() -> None:
     model, batch = moved("bert", trimtab.Conditional(tasks=3, width=4))
     mixed = cases.logits(model, {**batch, "task_ids": torch.tensor([2, 0])})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import trimtab
 from trimtab.core.layout import plain
+from trimtab.methods.reft import orthonormal
 
 architectures = pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5"])
 
@@ -47,6 +48,36 @@ def test_reft_edits_the_first_and_last_real_tokens(name: str) -> None:
     assert found.long().tolist() == [[1, 0, 0, 0, 0, 1, 1], [1, 0, 0, 1, 1, 0, 0]]
 
 
+@pytest.mark.parametrize(("first", "last"), [(1, 2), (3, 4)], ids=["apart", "overlapping"])
+def test_an_edit_for_each_end(first: int, last: int) -> None:
+    """Section 4: intervention parameters tied or not between prefix and suffix positions."""
+    model, batch = moved("bert", trimtab.ReFT(rank=2, first=first, last=last, tied=False))
+    host = hosted(model)[0]
+    p = host.stack("default")["reft"]
+    assert set(p.tensors()) == {f"{name}_{end}" for name in "AWb" for end in ("first", "last")}
+    outputs: list[Tensor] = []
+
+    def keep(module: Any, args: Any, y: Any) -> None:
+        outputs.append(y if isinstance(y, Tensor) else y[0])
+
+    plain(host).register_forward_hook(keep)
+    host.register_forward_hook(keep)
+    cases.logits(model, batch)
+    h, found = outputs
+    expected = h.clone()
+    for i, real in enumerate(batch["attention_mask"].bool()):
+        positions = real.nonzero().flatten().tolist()
+        for rank, at in enumerate(positions):
+            before, after = rank + 1, len(positions) - rank
+            if before > first and after > last:
+                continue
+            end = "last" if before > first or (after <= last and after < before) else "first"
+            A, W, b = (p.tensors()[f"{name}_{end}"] for name in "AWb")
+            R = orthonormal(A)
+            expected[i, at] += R.mT @ (W @ h[i, at] + b - R @ h[i, at])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_reft_edits_the_prompt_of_labelled_examples() -> None:
     labels = cases.tokens(2, 7)
     labels[0, :4] = labels[1, :2] = -100
@@ -72,8 +103,6 @@ def test_reft_edits_no_generated_token(name: str) -> None:
 
 
 def test_reft_keeps_orthonormal_rows_through_training() -> None:
-    from trimtab.methods.reft import orthonormal
-
     model, batch = moved("llama", trimtab.ReFT())
     optimizer = torch.optim.SGD(trimtab.parameters(model), lr=0.5)
     for _ in range(3):

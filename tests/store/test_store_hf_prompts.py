@@ -11,7 +11,12 @@ import peft
 import pytest
 import torch
 from both_ways import by_peft, loaded
-from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+from peft import (
+    MultitaskPromptTuningConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -31,7 +36,22 @@ EVERY = [
     *((name, PromptTuningConfig, {"num_transformer_submodules": 1}) for name in TASKS),
     *((name, PromptEncoderConfig, {"num_transformer_submodules": 1}) for name in TASKS),
     *((name, PrefixTuningConfig, {}) for name in TASKS if name != "distilbert"),
+    *(
+        (name, MultitaskPromptTuningConfig, {"num_tasks": 3, "num_ranks": r} | more)
+        for name, r, more in (
+            ("bert", 1, {}),
+            ("gpt2", 2, {}),
+            ("llama", 3, {}),
+            ("t5", 2, {"num_transformer_submodules": 1}),
+            ("bart", 1, {"num_transformer_submodules": 1}),
+        )
+    ),
 ]
+
+
+def facts(kind: Any) -> dict[str, Any]:
+    """A task for each example, where prompts differ by task."""
+    return {"task_ids": torch.tensor([2, 0])} if kind is MultitaskPromptTuningConfig else {}
 
 
 def config_for(name: str, kind: Any, **more: Any) -> Any:
@@ -48,9 +68,11 @@ def theirs(name: str, config: Any, folder: Path) -> nn.Module:
     return model
 
 
-def outputs(name: str, model: nn.Module) -> Tensor:
+def outputs(name: str, model: nn.Module, **given: Any) -> Tensor:
     """Without the prompt's own positions, and what stands at padding."""
-    batch = {**cases.by_name(name).batch()}
+    batch = {**cases.by_name(name).batch(), **given}
+    if TASKS[name] == "SEQ_2_SEQ_LM" and given:  # HF PEFT gives on no other input of the decoder
+        return cases.logits(model, batch)
     labels = batch.pop("labels")
     if TASKS[name] == "SEQ_2_SEQ_LM":
         batch["decoder_input_ids"] = labels
@@ -65,10 +87,11 @@ def outputs(name: str, model: nn.Module) -> Tensor:
 def test_there_and_back(name: str, kind: Any, more: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = config_for(name, kind, **more)
-    expected = outputs(name, theirs(name, config, tmp_path / "theirs"))
+    given = facts(kind)
+    expected = outputs(name, theirs(name, config, tmp_path / "theirs"), **given)
     model = loaded(tmp_path / "theirs", cases.by_name(name))
     cases.assert_differs(expected, outputs(name, cases.by_name(name).model()))
-    torch.testing.assert_close(outputs(name, model), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(outputs(name, model, **given), expected, rtol=1e-5, atol=1e-5)
 
     ours = trimtab.save(model, tmp_path / "ours", format="peft")
     one, other = (load_file(tmp_path / f / "adapter_model.safetensors") for f in ("theirs", "ours"))
@@ -85,9 +108,9 @@ def test_there_and_back(name: str, kind: Any, more: dict[str, Any], tmp_path: Pa
     for field in (*same, "num_attention_heads", "num_transformer_submodules"):
         assert mine[field] == full[field], field
     there = by_peft(ours, cases.by_name(name))
-    torch.testing.assert_close(outputs(name, there), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(outputs(name, there, **given), expected, rtol=1e-5, atol=1e-5)
     again = loaded(ours, cases.by_name(name))
-    assert torch.equal(outputs(name, again), outputs(name, model))
+    assert torch.equal(outputs(name, again, **given), outputs(name, model, **given))
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
@@ -97,6 +120,13 @@ def test_the_decoders_half_is_not_used(name: str, tmp_path: Path) -> None:
     assert len(load_file(tmp_path / "adapter_model.safetensors")["prompt_embeddings"]) == 2 * N
     model = loaded(tmp_path, cases.by_name(name))
     torch.testing.assert_close(outputs(name, model), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_decoders_half_by_task_is_refused(tmp_path: Path) -> None:
+    """HF PEFT puts it before the decoder's input in a forward pass, and not when it generates."""
+    theirs("t5", config_for("t5", MultitaskPromptTuningConfig, num_tasks=3), tmp_path)
+    with pytest.raises(trimtab.InputError, match="num_transformer_submodules=1"):
+        trimtab.load(cases.by_name("t5").model(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +179,26 @@ def test_a_new_prompt_says_where_it_starts() -> None:
     config = config_for("llama", PromptTuningConfig)
     with pytest.raises(trimtab.InputError, match=r"attached as trimtab\.PromptTuning"):
         trimtab.attach(cases.by_name("llama").model(), config)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"prefix_task_cols": None}, r"misses \['prefix_task_cols'\]"),
+        ({"prefix_task_cols": torch.zeros(4, N, 1)}, "has shape"),
+        ({"prefix_task_rows": torch.zeros(3, 2, 32)}, "has shape"),
+    ],
+    ids=["missing", "tasks", "rank"],
+)
+def test_what_tasks_have_is_checked(
+    change: dict[str, Tensor | None], match: str, tmp_path: Path
+) -> None:
+    theirs("llama", config_for("llama", MultitaskPromptTuningConfig, num_tasks=3), tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    changed = {**load_file(path), **change}
+    save_file({key: tensor for key, tensor in changed.items() if tensor is not None}, path)
+    with pytest.raises(trimtab.AdapterMismatch, match=match):
+        trimtab.load(cases.by_name("llama").model(), tmp_path)
 
 
 @pytest.mark.parametrize(

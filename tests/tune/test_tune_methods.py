@@ -23,6 +23,7 @@ Settings = Callable[..., Config]
 REFUSED = {
     "conditional": "task_ids",
     "fusion": "other adapters",
+    "multitask-prompt": "task_ids",
     "whole": "--train",
 }
 SAVEABLE = sorted(set(trimtab.methods()) - {"lora", "full", *REFUSED})

@@ -102,14 +102,17 @@ class Call:
         index, batch = self.rows
         return repeated(tap, batch, "a fact of the call")[index.to(tap.device)]
 
-    def tasks(self, batch: int) -> Tensor:
-        """One task an example; beams and flattened positions belong to their example's."""
-        if self.task_ids is None:
+    def tasks(self, count: int) -> Tensor:
+        """The task of each example, one of `count`."""
+        ids = self.task_ids
+        if ids is None:
             raise InputError(
                 "this adapter needs a task for each example: pass task_ids (batch,) to the model, "
                 "or run it within `with trimtab.given(model, task_ids=…)`"
             )
-        return repeated(self.task_ids, batch, "task_ids")
+        if not torch.compiler.is_compiling() and not 0 <= int(ids.min()) <= int(ids.max()) < count:
+            raise InputError(f"task_ids must lie in 0 … {count - 1}, and are {ids.tolist()}")
+        return ids
 
     def part(self, index: Tensor, batch: int) -> Call:
         """The facts of some rows of the batch alone."""

@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.core.call import Call
+from trimtab.core.call import Call, repeated
 from trimtab.core.compose import Fuse, Mix, Route, Stack, rows
 from trimtab.core.errors import InputError
 from trimtab.core.host import Companion
 from trimtab.core.method import Prefix, Prompt
 
 
-def prompts(companion: Companion) -> Tensor | None:
-    """The rows that the active adapters put before the input: (n, d) or (batch, n, d)."""
+def prompts(companion: Companion, batch: int) -> Tensor | None:
+    """The rows that the active adapters put before the input of so many examples: (n, d), or
+    (batch, n, d)."""
 
     def of(name: str, call: Call) -> list[Tensor]:
         return [
@@ -25,7 +26,7 @@ def prompts(companion: Companion) -> Tensor | None:
             if isinstance(delta.method, Prompt)
         ]
 
-    return gathered(companion, of) if companion.acts() else None
+    return gathered(companion, of, 2, batch)
 
 
 def positions(attention: list[Companion]) -> int:
@@ -49,10 +50,11 @@ def _taken(node: Any, each: Mapping[str, int]) -> int:
 
 
 def gathered(
-    companion: Companion, of: Callable[[str, Call], list[Tensor]], dim: int = -2
+    companion: Companion, of: Callable[[str, Call], list[Tensor]], ndim: int, batch: int
 ) -> Tensor | None:
-    """What the active adapters put in front, one after the other along `dim`; of routed ones each
-    example has its own, in a first dimension."""
+    """What the active adapters put in front, one after the other along the last dimension but one.
+    Each gives `ndim` dimensions, or one more before them where every example has its own, as it has
+    of adapters that are routed."""
     switch = companion.switch
 
     def collect(node: Any) -> list[Tensor]:
@@ -79,23 +81,34 @@ def gathered(
     def _routed(parts: tuple[str, ...]) -> list[Tensor]:
         if not any(of(name, switch.call) for name in parts):
             return []
-        route = switch.call.route
-        rows(route, parts, len(route or ()))  # refuses what is not there
-        each = {}
-        for name in set(route or ()):
-            found = of(name, switch.call) if name is not None else []
+        each: dict[int, Tensor] = {}
+        lengths = {}
+        for name, listed in rows(switch.call.route, parts, batch).items():
+            call = switch.call.part(torch.tensor(listed), batch)
+            found = of(name, call) if name is not None else []
             if not found:
                 raise InputError(
                     f"{name!r} puts nothing before the input, and is routed with adapters that do: "
                     "within a batch all examples have a prompt, or none has"
                 )
-            each[name] = torch.cat(found, dim)
-        if len({tensor.shape for tensor in each.values()}) > 1:
-            shapes = {name: tensor.shape[dim] for name, tensor in each.items()}
-            raise InputError(f"routed prompts have one length, and these differ: {shapes}")
-        return [torch.stack([each[name] for name in route or ()])]
+            tensor = _joined(found, ndim)
+            lengths[name] = tensor.shape[-2]
+            tensor = tensor[None] if tensor.ndim == ndim else tensor
+            each |= zip(listed, repeated(tensor, len(listed), "task_ids"), strict=True)
+        if len(set(lengths.values())) > 1:
+            raise InputError(f"routed prompts have one length, and these differ: {lengths}")
+        return [torch.stack([each[row] for row in range(batch)])]
 
     tensors = collect(switch.composition)
-    if not tensors:
-        return None
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
+    return _joined(tensors, ndim) if tensors else None
+
+
+def _joined(tensors: list[Tensor], ndim: int) -> Tensor:
+    """One after the other; where one has a tensor an example, all have."""
+    if len(tensors) == 1:
+        return tensors[0]
+    batch = max((tensor.shape[0] for tensor in tensors if tensor.ndim > ndim), default=0)
+    if batch:
+        lone = [tensor[None] if tensor.ndim == ndim else tensor for tensor in tensors]
+        tensors = [repeated(tensor, batch, "task_ids or route") for tensor in lone]
+    return torch.cat(tensors, dim=-2)

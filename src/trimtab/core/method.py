@@ -168,6 +168,10 @@ class Method(ABC):
     ) -> None:
         """Schedules and pruning. `sites` holds the live tensors, with gradients, of every site."""
 
+    def parts(self) -> tuple[Method, ...]:
+        """The methods that act where this one is attached: it alone, or those it stands for."""
+        return (self,)
+
     def arguments(self) -> dict[str, Any]:
         """The hyper-parameters as plain data, for files."""
         return dataclasses.asdict(self)
@@ -274,15 +278,20 @@ class Prompt(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix(Method):
-    """Trained keys and values before an attention's own, at positions before the first."""
+    """Trained keys and values before an attention's own, at positions before the first.
+
+    With `reads_input` the input of the attention is there as `call.tap(p.site.name)`.
+    """
 
     targets: ClassVar[tuple[str, ...]] = ("self-attention",)
     kinds: ClassVar[frozenset[str]] = frozenset({"attention"})
     starts_at_base: ClassVar[str | None] = "every position attends to the prefix"
+    reads_input: ClassVar[bool] = False
 
     @abstractmethod
     def kv(self, p: Values, call: Call) -> tuple[Tensor, Tensor]:
-        """Keys and values, (heads, n, width of a head) each."""
+        """Keys and values, (heads, n, width of a head) each, or (batch, heads, n, width) where they
+        depend on the call."""
 
     @property
     @abstractmethod
@@ -300,7 +309,7 @@ class Prefix(Method):
         return reason
 
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
-        return torch.stack(self.kv(p, call))
+        return torch.stack(self.kv(p, call), dim=-4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,3 +368,25 @@ class Selection(Method):
 
     def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return W, b
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composite(Method):
+    """A name for several methods, each of which acts at its own targets: see decision 16."""
+
+    targets: ClassVar[tuple[str, ...]] = ()
+    kinds: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.parts()  # which refuse what does not fit them
+
+    def accepts(self, site: Site) -> str | None:
+        names = " and ".join(part.name for part in self.parts())
+        return f"it stands for {names}, each of which acts at targets of its own"
+
+    def init(self, site: Site) -> dict[str, Param]:
+        raise InputError(f"{self.name}: {self.accepts(site)}")
+
+    def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
+        return inner(x)

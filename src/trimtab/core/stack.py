@@ -119,9 +119,11 @@ class EnterStack:
         call.past[self.name] = length = _seen(past)
         call.cached[self.name] = past is not None
         companion = stack._modules.get("deltas")
-        if isinstance(companion, Companion) and (prompt := prompts(companion)) is not None:
-            self._prompt(stack, companion, prompt, facts, length)
-            self._refuse_overflow(facts, length, prompt.shape[-2], 0)
+        if isinstance(companion, Companion) and companion.acts():
+            prompt = prompts(companion, _given(facts).shape[0])
+            if prompt is not None:
+                self._prompt(stack, companion, prompt, facts, length)
+                self._refuse_overflow(facts, length, prompt.shape[-2], 0)
         if n := positions(self.attention):
             self._refuse_overflow(facts, length, 0, n)
             self._shift(facts, length, n)
@@ -150,7 +152,8 @@ class EnterStack:
         if not past:
             embeds = self._embeds(stack, facts)
             batch = embeds.shape[0]
-            prompt = repeated(prompt[None] if prompt.ndim == 2 else prompt, batch, "a prompt")
+            prompt = prompt[None] if prompt.ndim == 2 else prompt
+            prompt = repeated(prompt, batch, "task_ids or route")
             facts["inputs_embeds"] = torch.cat([prompt.to(embeds), embeds], dim=1)
             _lengthen_cache(facts.get("past_key_values"), n)
             types = facts.get("token_type_ids")
@@ -364,3 +367,15 @@ class Tap:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         self.switch.call.taps[self.key] = output if isinstance(output, Tensor) else output[0]
+
+
+class TapInput:
+    """At an attention: its input is kept for prefixes that read it, until they have."""
+
+    def __init__(self, companion: Companion) -> None:
+        self.companion = companion
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        if self.companion.acts():
+            x = args[0] if args else kwargs[parameters_of(module)[0]]
+            self.companion.switch.call.taps[self.companion.site.name] = x

@@ -4,7 +4,8 @@ arXiv:2106.04647.
     h' = h + U σ(D h + d) + u,   D = Σᵢ Aᵢ ⊗ (sᵢ tᵢᵀ),   U likewise,   i = 1 … n
 
 The slow weights Aᵢ (n, n) are shared by all sites, by D and by U; the fast ones are of low rank and
-each site's own. Compacter++ leaves out the bottleneck after attention. U's t starts at zero.
+each site's own. Compacter++ leaves out the bottleneck after attention. U's t starts at zero. The
+paper's PHM-adapter shares no slow weights, and has whole matrices for fast ones.
 
 Use it where adapters after the sublayers should be several times smaller than `houlsby`'s. Nothing
 can be merged: the layers stay at inference.
@@ -26,7 +27,8 @@ from trimtab.core.site import Site
 
 @dataclass(frozen=True, kw_only=True)
 class Compacter(Bottleneck):
-    """Bottlenecks of sums of `n` Kronecker products, with factors of `rank`."""
+    """Bottlenecks of sums of `n` Kronecker products, with fast weights of `rank`, of any if it is
+    0. Without `shared_slow` every map has slow weights of its own."""
 
     name = "compacter"
     paper = "arXiv:2106.04647"
@@ -36,11 +38,12 @@ class Compacter(Bottleneck):
     activation: str = "gelu"
     n: int = 4
     rank: int = 1
+    shared_slow: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("n", self.n >= 1, "be at least 1")
-        self.require("rank", self.rank >= 1, "be at least 1")
+        self.require("rank", self.rank >= 0, "not be negative")
         self.require("init_std", self.init_std == 0, "be 0, since it starts at the base exactly")
 
     def accepts(self, site: Site) -> str | None:
@@ -52,22 +55,33 @@ class Compacter(Bottleneck):
         return reason
 
     def shared(self, sites: Sequence[Site]) -> dict[str, Param]:
-        return {"A": Param(0.1 * torch.randn(self.n, self.n, self.n))}
+        return {"A": Param(self._slow())} if self.shared_slow else {}
+
+    def _slow(self) -> Tensor:
+        return 0.1 * torch.randn(self.n, self.n, self.n)
 
     def init(self, site: Site) -> dict[str, Param]:
-        n, r, m, d = self.n, self.rank, self.m(site), site.out_features
-        params = {
-            "Ds": nn.init.xavier_normal_(torch.empty(n, m // n, r)),
-            "Dt": nn.init.xavier_normal_(torch.empty(n, d // n, r)),
-            "Us": nn.init.xavier_normal_(torch.empty(n, d // n, r)),
-            "Ut": torch.zeros(n, m // n, r),
-            "d": torch.zeros(m),
-            "u": torch.zeros(d),
-        }
+        n, m, d = self.n, self.m(site) // self.n, site.out_features // self.n
+        params = {} if self.shared_slow else {"DA": self._slow(), "UA": self._slow()}
+        if self.rank:
+            params["Ds"] = nn.init.xavier_normal_(torch.empty(n, m, self.rank))
+            params["Dt"] = nn.init.xavier_normal_(torch.empty(n, d, self.rank))
+            params["Us"] = nn.init.xavier_normal_(torch.empty(n, d, self.rank))
+            params["Ut"] = torch.zeros(n, m, self.rank)
+        else:
+            params["DB"] = nn.init.xavier_normal_(torch.empty(n, m, d))
+            params["UB"] = torch.zeros(n, d, m)
+        params |= {"d": torch.zeros(n * m), "u": torch.zeros(n * d)}
         return {name: Param(value) for name, value in params.items()}
 
     def maps(self, p: Values) -> tuple[Tensor, Tensor]:
-        return kronecker_sum(p.A, p.Ds @ p.Dt.mT), kronecker_sum(p.A, p.Us @ p.Ut.mT)
+        return self._map(p, "D"), self._map(p, "U")
+
+    def _map(self, p: Values, name: str) -> Tensor:
+        slow = p.tensors["A" if self.shared_slow else f"{name}A"]
+        if not self.rank:
+            return kronecker_sum(slow, p.tensors[f"{name}B"])
+        return kronecker_sum(slow, p.tensors[f"{name}s"] @ p.tensors[f"{name}t"].mT)
 
     def edit(self, p: Values, x: Tensor, y: Tensor, call: Call) -> Tensor:
         return y + self.added(p, y)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trimtab.core.bottleneck import Bottleneck
-from trimtab.core.call import Call
+from trimtab.core.call import Call, repeated
 from trimtab.core.errors import InputError
 from trimtab.core.method import Param, Values
 from trimtab.core.operator import linear
@@ -53,12 +53,7 @@ class Conditional(Bottleneck):
         return {**super().init(site), **dict(zip(("G", "B"), film, strict=True))}
 
     def edit(self, p: Values, x: Tensor, y: Tensor, call: Call) -> Tensor:
-        ids = call.tasks(y.shape[0]).to(y.device)
-        if (
-            not torch.compiler.is_compiling()
-            and not 0 <= int(ids.min()) <= int(ids.max()) < self.tasks
-        ):
-            raise InputError(f"task_ids must lie in 0 … {self.tasks - 1}, and are {ids.tolist()}")
+        ids = repeated(call.tasks(self.tasks), y.shape[0], "task_ids").to(y.device)
         hidden, U = self.inside(p, y)
         z = F.embedding(ids, p.z).reshape(-1, *[1] * (y.ndim - 2), self.embedding)
         gain, shift = linear(z, p.G), linear(z, p.B)

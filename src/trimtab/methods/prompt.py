@@ -13,15 +13,15 @@ weights; with small ones it falls behind.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
 from trimtab.core.method import Fields, Names, Param, Prompt, Values
 from trimtab.core.site import Site
+from trimtab.core.vocabulary import check_start, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,29 +54,10 @@ class PromptTuning(Prompt):
         super().__post_init__()
         if self.length < 1:
             raise InputError(f"prompt: length must be at least 1, not {self.length}")
-        if not self.start or (
-            isinstance(self.start, str) and self.start not in ("vocabulary", "random")
-        ):
-            raise InputError(
-                f'prompt: start is "vocabulary", "random" or ids of tokens, not {self.start!r}'
-            )
+        check_start(self.name, self.start)
 
     def init(self, site: Site) -> dict[str, Param]:
-        embedding: Any = site.module.get_input_embeddings()  # type: ignore[operator]
-        words, d = embedding.weight.shape
-        if self.start == "random":
-            return {"P": Param(torch.rand(self.length, d) - 0.5)}
-        if self.start == "vocabulary":
-            chosen = torch.randint(words, (self.length,), device="cpu")
-        else:
-            ids = [int(self.start[i % len(self.start)]) for i in range(self.length)]
-            if wrong := [i for i in ids if not 0 <= i < words]:
-                raise InputError(
-                    f"prompt: start names token {wrong[0]}, of a vocabulary of {words}"
-                )
-            chosen = torch.tensor(ids, device="cpu")
-        rows = embedding.weight.detach()[chosen.to(embedding.weight.device)].float()
-        return {"P": Param(rows * float(getattr(embedding, "embed_scale", 1.0)))}
+        return {"P": Param(rows(self.name, site, self.length, self.start))}
 
     def extend(self, p: Values, call: Call) -> Tensor:
         return p.P

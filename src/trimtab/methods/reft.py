@@ -4,7 +4,8 @@
 
 An edit of the residual stream, at the first `first` and the last `last` real tokens of the prompt.
 R is the orthonormal factor of a trained matrix, so that its rows stay orthonormal. W starts at R
-and b at zero: the adapted model starts at the base.
+and b at zero: the adapted model starts at the base. The first positions and the last may have one
+edit in common, or one each.
 
 Use it where the number of trained parameters must be far below LoRA's and the task can be steered
 at a few positions of the prompt.
@@ -26,7 +27,9 @@ from trimtab.core.site import Site
 
 @dataclass(frozen=True, kw_only=True)
 class ReFT(Intervention):
-    """An edit within a subspace of `rank` dimensions, at some positions of the prompt.
+    """An edit within a subspace of `rank` dimensions, at some positions of the prompt: the same
+    for the `first` and the `last` ones if `tied`; otherwise a position that is of both belongs to
+    the nearer end.
 
     The prompt is what a model reads before it generates: with a cache the first pass, in training
     what stands before the first label (those of -100 left out), otherwise all. `generate` without a
@@ -43,6 +46,7 @@ class ReFT(Intervention):
     rank: int = 4
     first: int = 7
     last: int = 7
+    tied: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,9 +64,19 @@ class ReFT(Intervention):
         return reason
 
     def init(self, site: Site) -> dict[str, Param]:
-        A = nn.init.orthogonal_(torch.empty(self.rank, site.out_features))
-        W, b = orthonormal(A), torch.zeros(self.rank)
-        return {"A": Param(A, exact=True), "W": Param(W, exact=True), "b": Param(b)}
+        params: dict[str, Param] = {}
+        for end in self._ends():
+            A = nn.init.orthogonal_(torch.empty(self.rank, site.out_features))
+            params |= {
+                f"A{end}": Param(A, exact=True),
+                f"W{end}": Param(orthonormal(A), exact=True),
+            }
+            params[f"b{end}"] = Param(torch.zeros(self.rank))
+        return params
+
+    def _ends(self) -> tuple[str, ...]:
+        """What the tensors' names end in, one edit each."""
+        return ("",) if self.tied or not (self.first and self.last) else ("_first", "_last")
 
     def edit(self, p: Values, x: Tensor, y: Tensor, call: Call) -> Tensor:
         if y.ndim < 3:
@@ -70,17 +84,25 @@ class ReFT(Intervention):
         chosen = self.chosen(p, y, call)
         if chosen is None:
             return y
-        R = orthonormal(p.A)
-        change = linear(linear(y, (p.W - R).to(y.dtype), p.b), R.mT.to(y.dtype))
-        return y + change * chosen[..., None].to(y.dtype)
+        for end, positions in zip(self._ends(), chosen, strict=True):
+            A, W, b = (p.tensors[f"{name}{end}"] for name in "AWb")
+            R = orthonormal(A)
+            change = linear(linear(y, (W - R).to(y.dtype), b), R.mT.to(y.dtype))
+            y = y + change * positions[..., None].to(y.dtype)
+        return y
 
-    def chosen(self, p: Values, y: Tensor, call: Call) -> Tensor | None:
-        """Which positions (batch, positions) are edited; None where the prompt is over."""
+    def chosen(self, p: Values, y: Tensor, call: Call) -> list[Tensor] | None:
+        """Which positions (batch, positions) each edit is for; None where the prompt is over."""
         prompt = call.prompt(p.site.stack, y)
         if prompt is None:
             return None
-        counted = prompt.cumsum(1)
-        return prompt * ((counted <= self.first) | (counted > counted[:, -1:] - self.last))
+        before = prompt.cumsum(1)  # real tokens up to here, this one included
+        after = before[:, -1:] - before + 1
+        first, last = before <= self.first, after <= self.last
+        if len(self._ends()) == 1:
+            return [prompt * (first | last)]
+        nearer = before <= after
+        return [prompt * (first & (nearer | ~last)), prompt * (last & ~(first & nearer))]
 
 
 def orthonormal(A: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ _MISSING = {
 
 def methods(config: Config) -> list[Method]:
     built = config.build_method()
-    return list(built.values()) if isinstance(built, dict) else [built]
+    given = built.values() if isinstance(built, dict) else [built]
+    return [part for method in given for part in method.parts()]
 
 
 def refuse(config: Config) -> None:

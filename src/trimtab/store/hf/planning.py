@@ -36,6 +36,7 @@ Pairs = list[tuple[Site, Method]]
 _PROMPTS = {
     "PROMPT_TUNING": "trimtab.PromptTuning(length=…, start=…)",
     "P_TUNING": "trimtab.PTuning(length=…, encoder=…)",
+    "MULTITASK_PROMPT_TUNING": "trimtab.MultitaskPrompt(length=…, tasks=…, rank=…, start=…)",
     "PREFIX_TUNING": "trimtab.PrefixTuning(length=…, projection=…)",
 }
 

@@ -1,7 +1,8 @@
 """Prompts and prefixes: one tensor, `prompt_embeddings`, and the modules that are saved whole.
 
 A prompt's is (positions, width); an encoder-decoder's may have as many rows again for its decoder,
-which HF PEFT does not use. A prefix's is (positions, layers · 2 · width), keys and values of one
+which HF PEFT uses for prompts by task alone. What makes it another prompt for each task stands
+beside it, by `Names.tensors`. A prefix's is (positions, layers · 2 · width), keys and values of one
 layer after the other; an encoder-decoder's are dealt out twice, to its decoder's self-attentions
 and to attentions over the encoder, and the latter are dropped: layer i has the pair 2i, modulo the
 number of layers.
@@ -52,10 +53,10 @@ def interpret(
     else:
         keep = {"keep": True} if _read_by_head(model, config.get("task_type")) else {}
         method = arguments(config, cls, names, "", **keep)
-        pairs, found = _prompt(prompts, method, names, known, adapter)
+        pairs, found = _prompt(tensors, method, names, known, adapter)
     for key, tensor in tensors.items():
         path, _, leaf = key.removeprefix(ROOT).rpartition(".")
-        if key == KEY:
+        if key in {KEY, *names.tensors.values()}:
             continue
         if path not in known or not saved(path, config.get("modules_to_save") or ()):
             raise AdapterMismatch(f"adapter {adapter!r} has a tensor {key!r} that belongs nowhere")
@@ -66,18 +67,33 @@ def interpret(
 
 
 def _prompt(
-    prompts: Tensor, method: Method, names: Names, known: Mapping[str, Site], adapter: str
+    tensors: Mapping[str, Tensor],
+    method: Method,
+    names: Names,
+    known: Mapping[str, Site],
+    adapter: str,
 ) -> tuple[Pairs, dict[str, Tensor]]:
     n = method.length  # type: ignore[attr-defined]
-    if prompts.shape[0] not in (n, 2 * n):
-        raise AdapterMismatch(
-            f"adapter {adapter!r}: {KEY!r} has {prompts.shape[0]} rows, and must have {n}"
+    rows = tensors[KEY].shape[0]
+    if rows not in (n, 2 * n):
+        raise AdapterMismatch(f"adapter {adapter!r}: {KEY!r} has {rows} rows, and must have {n}")
+    if rows != n and len(names.tensors) > 1:
+        raise InputError(
+            f"adapter {adapter!r} has a prompt of the decoder too, which HF PEFT's "
+            f"{names.peft_type} uses in a forward pass and leaves out when it generates: train it "
+            "there with num_transformer_submodules=1"
         )
-    (own,) = names.tensors
     site = next((site for site in known.values() if "input" in site.roles), None)
     if site is None:
         raise AdapterMismatch(f"adapter {adapter!r}: the model takes no token embeddings")
-    return [(site, method)], {f"{site.name}.{method.name}.{own}": prompts[:n].clone()}
+    if missing := sorted(set(names.tensors.values()) - set(tensors)):
+        raise AdapterMismatch(f"adapter {adapter!r} misses {missing}")
+    held = {**tensors, KEY: tensors[KEY][:n]}
+    found = {
+        f"{site.name}.{method.name}.{own}": held[theirs].clone()
+        for own, theirs in names.tensors.items()
+    }
+    return [(site, method)], found
 
 
 def _prefix(
@@ -145,16 +161,16 @@ def write(
         raise InputError(f"HF PEFT's {names.peft_type} files hold one prompt or prefix only")
     with torch.no_grad():
         if isinstance(method, Prefix):
-            prompts, sizes = _written_prefix(model, acting, names)
+            tensors, sizes = _written_prefix(model, acting, names)
         else:
-            prompts, sizes = _written_prompt(model, acting, names, task)
-    tensors = {KEY: prompts} | dict(_heads(model, adapter, task))
+            tensors, sizes = _written_prompt(model, acting, names, task)
+    tensors |= dict(_heads(model, adapter, task))
     return tensors, {**sizes, "modules_to_save": list(heads({"task_type": task})) or None}
 
 
 def _written_prompt(
     model: nn.Module, acting: list[tuple[str, Any]], names: Names, task: str
-) -> tuple[Tensor, dict[str, Any]]:
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     ((_, delta),) = acting
     if "input" not in delta.site.roles:
         raise InputError(f"HF PEFT's {names.peft_type} files hold no prompt of a decoder's input")
@@ -163,10 +179,15 @@ def _written_prompt(
             f"HF PEFT's heads read the prompt where the model is an encoder with a head, and only "
             f"there: {delta.method.name}: keep must be {_read_by_head(model, task)}"
         )
-    prompts = delta.method.extend(delta.values(torch.float32), Call())
+    held = delta.tensors()
+    if len(names.tensors) == 1:  # what makes the prompt, such as an encoder, is left out
+        tensors = {KEY: delta.method.extend(delta.values(torch.float32), Call()).contiguous()}
+    else:
+        tensors = {theirs: held[own].detach().clone() for own, theirs in names.tensors.items()}
     heads_, layers = _counts(model)
-    sizes = {"token_dim": prompts.shape[1], "num_attention_heads": heads_, "num_layers": layers}
-    return prompts.contiguous(), {**sizes, "num_transformer_submodules": 1}
+    width = tensors[KEY].shape[1]
+    sizes = {"token_dim": width, "num_attention_heads": heads_, "num_layers": layers}
+    return tensors, {**sizes, "num_transformer_submodules": 1}
 
 
 def _counts(model: nn.Module) -> tuple[int, int]:
@@ -177,7 +198,7 @@ def _counts(model: nn.Module) -> tuple[int, int]:
 
 def _written_prefix(
     model: nn.Module, acting: list[tuple[str, Any]], names: Names
-) -> tuple[Tensor, dict[str, Any]]:
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from trimtab.match import sites
 
     base: Any = getattr(model, "base_model", model)
@@ -207,7 +228,7 @@ def _written_prefix(
     prompts = torch.stack(every).permute(3, 0, 1, 2, 4).flatten(1)
     sizes = {"token_dim": shape[0] * shape[1], "num_attention_heads": shape[0]}
     submodules = 2 if _is_encoder_decoder(model) else 1
-    return prompts.contiguous(), {
+    return {KEY: prompts.contiguous()}, {
         **sizes,
         "num_layers": len(layers),
         "num_transformer_submodules": submodules,
