@@ -65,17 +65,20 @@ def interpret(
         return prompts.interpret(config, tensors, (cls, names), model, known, adapter)
     wholes = {id(site) for site in modules(known.values())}
     known = {path: site for path, site in known.items() if id(site) in wholes}
+    if names.form:
+        tensors = names.form.read(config, tensors)
     reading = _Reading(config, cls, names, known, Renames(model), adapter)
     for key, tensor in tensors.items():
         reading.take(key, tensor)
     reading.take_shifts()
+    targeted = linears(model, known.values(), config.get("task_type"))
+    reading.take_drawn(targeted)
     reading.restore(model)
-    reading.require_targets(linears(model, known.values(), config.get("task_type")))
+    reading.require_targets(targeted)
     reading.require_biases()
     if not reading.pairs:
         raise AdapterMismatch(f"adapter {adapter!r} has no tensors")
-    order = {site.name: index for index, site in enumerate(known.values())}
-    return sorted(reading.pairs.values(), key=lambda pair: order[pair[0].name]), reading.tensors
+    return reading.ordered(), reading.tensors
 
 
 @dataclass
@@ -97,8 +100,13 @@ class _Reading:
 
     def take(self, key: str, tensor: Tensor) -> None:
         for own, theirs in self.names.common.items():
-            if key == f"{ROOT}{theirs}":
-                self.tensors[f"shared.{self.cls.name}.{own}"] = tensor
+            copied = self.names.repeated and key.endswith(f".{theirs}")
+            if key == f"{ROOT}{theirs}" or copied:
+                held = self.tensors.setdefault(f"shared.{self.cls.name}.{own}", tensor)
+                if not torch.equal(held, tensor):
+                    raise AdapterMismatch(
+                        f"adapter {self.adapter!r}: {key!r} is not what the other sites have"
+                    )
                 return
         path, leaf, ours = _split(key, self.names)
         whole = saved(path, self.config.get("modules_to_save") or ())
@@ -177,6 +185,12 @@ class _Reading:
             raise AdapterMismatch(
                 f"adapter {self.adapter!r}: {method.name} cannot act at {site.name!r}: {reason}"
             )
+        own_law = isinstance(method, self.cls)
+        if own_law and (why := self.names.differs(method, site.geometry, site.module)):
+            raise AdapterMismatch(
+                f"adapter {self.adapter!r}: {self.names.peft_type} at {site.name!r} is another law "
+                f"than {method.name}: {why}"
+            )
         name = f"{site.name}.{method.name}.{own}"
         if name in self.tensors:
             raise AdapterMismatch(
@@ -209,22 +223,43 @@ class _Reading:
         for site, shift in found.values():
             self._put(site, lookup(BIASES)(), "c", shift)
 
+    @property
+    def left_out(self) -> set[str]:
+        """The tensors that the file leaves out, to be drawn again."""
+        saved = self.names.saved
+        return set(self.names.drawn) if saved and self.config.get(saved) is False else set()
+
+    def take_drawn(self, all_linear: set[str]) -> None:
+        """The targets, where a file leaves out all that their sites hold."""
+        if not self.left_out or not self.names.tensors.keys() <= self.left_out:
+            return
+        for path, site in self.known.items():
+            method = arguments(self.config, self.cls, self.names, path)
+            former = self.renames.former(path)
+            named = any(is_target(self.config, name, all_linear) for name in (path, former))
+            if named and self.names.tensors_at(site.geometry.kind) and not method.accepts(site):
+                self.pairs.setdefault((site.name, method.name), (site, method))
+
+    def ordered(self) -> Pairs:
+        """The pairs in the model's order."""
+        order = {site.name: index for index, site in enumerate(self.known.values())}
+        return sorted(self.pairs.values(), key=lambda pair: order[pair[0].name])
+
     def restore(self, model: nn.Module) -> None:
         """What the file leaves out, because it follows from the configuration."""
-        acting = [(s, m) for s, m in self.pairs.values() if isinstance(m, self.cls)]
+        acting = [(s, m) for s, m in self.ordered() if isinstance(m, self.cls)]
         if self.names.masked:
             for site, method in acting:
                 pruned.spread(
                     self.config, self.names, site, self.paths[site.name], method, self.tensors
                 )
-        common = [f"shared.{self.cls.name}.{own}" for own in self.names.common]
-        drawn = common if self.config.get("save_projection") is False else []
-        if not acting or not (self.names.state or drawn):
+        missing = {*self.names.state, *self.left_out}
+        if not acting or not missing:
             return
         with torch.random.fork_rng(devices=[]):
             fresh = native.held(build(model, acting))
         for key, tensor in fresh.items():
-            if key in drawn or key.rpartition(".")[2] in self.names.state:
+            if key.rpartition(".")[2] in missing:
                 self.tensors.setdefault(key, tensor)
 
     def require_targets(self, all_linear: set[str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trimtab.core.adapter import Adapter
@@ -20,7 +21,7 @@ from trimtab.methods.whole import Whole
 from trimtab.store import native
 from trimtab.store.files import write_json, write_tensors
 from trimtab.store.hf import prompts, pruned
-from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, TOKENS
+from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, TOKENS, arguments
 from trimtab.store.hf.reading import PREFIX, REMEMBERED, ROOT, TENSORS, TOKEN_LEAF
 from trimtab.store.hf.targets import modules, tied
 
@@ -58,6 +59,12 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
     else:
         config = _config(model, adapter, acting, names)
         tensors = _tensors(adapter, acting, names)
+        if names.left_out and _drawn_again(adapter, acting, names, config):
+            config[str(names.saved)] = False
+            gone = tuple(f".{names.tensors.get(own, names.common.get(own))}" for own in names.drawn)
+            tensors = {key: one for key, one in tensors.items() if not key.endswith(gone)}
+        if names.form:
+            tensors = names.form.write(config, tensors)
     remembered = json.dumps({"name": adapter.name, "base": native.base(model, adapter)})
     write_tensors(folder / TENSORS, tensors, {REMEMBERED: remembered})
     write_json(folder / CONFIG, dict(sorted(config.items())))
@@ -135,12 +142,19 @@ def _tensors(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> di
                     f"{site!r} ({geometry.kind}) cannot be written in HF PEFT's format, which "
                     f"holds no {delta.method.name} there; use format='trimtab'"
                 )
+            if why := names.differs(delta.method, geometry, adapter.hosts[site].base):
+                raise InputError(
+                    f"{site!r} cannot be written in HF PEFT's format, whose {names.peft_type} is "
+                    f"another law there: {why}; use format='trimtab'"
+                )
             if names.masked:
                 tensor = pruned.left(names, own, tensor, delta.tensors()["mask"])
             tensors[f"{PREFIX}{site}.{theirs}"] = _shaped(names, geometry, own, tensor)
     for shared in adapter.shared.values():
         for own, theirs in names.common.items():
             tensors[f"{ROOT}{theirs}"] = shared.tensors()[own]
+            for site in acting if names.repeated else ():
+                tensors[f"{PREFIX}{site}.{theirs}"] = shared.tensors()[own].clone()
     for site, delta in adapter.deltas():
         if delta.method.name == ROWS and delta.shared is not None:
             embeds = adapter.hosts[site].geometry.kind == "embedding"
@@ -150,10 +164,31 @@ def _tensors(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> di
     return tensors
 
 
+def _drawn_again(
+    adapter: Adapter, acting: Mapping[str, Method], names: Names, config: Mapping[str, Any]
+) -> bool:
+    """Whether what a file may leave out is what would be drawn where it is read."""
+    pairs = [(d.site, d) for site, d in adapter.deltas() if acting.get(site) == d.method]
+    method = arguments(config, type(pairs[0][1].method), names, pairs[0][0].name)
+    with torch.random.fork_rng(devices=[]):
+        fresh = [method.shared([site for site, _ in pairs])]
+        fresh += method.allot([site for site, _ in pairs])
+    held = [next(iter(adapter.shared.values())).tensors(), *(d.tensors() for _, d in pairs)]
+    return all(
+        torch.equal(one[own].value, other[own].cpu())
+        for one, other in zip(fresh, held, strict=True)
+        for own in one.keys() & set(names.drawn)
+    )
+
+
 def _shaped(names: Names, geometry: Geometry, own: str, tensor: Tensor) -> Tensor:
     """The shape that a tensor has there."""
     if own in names.columns:
         return tensor[:, None]
+    if geometry.kind == "conv" and own in names.kernels:
+        kernel = geometry.shape[2:]
+        filled = (1,) * (names.kernels[own] - len(kernel))
+        return tensor.reshape(tensor.shape[0], -1, *kernel, *filled)
     if geometry.kind != "conv" or names.patches is None:
         return tensor
     ones = (1,) * (len(geometry.shape) - 2)
@@ -179,8 +214,8 @@ def _config(
     if usual.name == ROWS and config["token_indices"] is None:  # every row, which there is a list
         embedding = next(adapter.hosts[site].geometry for site in acting)
         config["token_indices"] = list(range(embedding.in_features))
-    if names.common:
-        config["save_projection"] = True
+    if names.saved:
+        config[names.saved] = True
     if names.transposed:
         geometries = [adapter.hosts[site].geometry for site in acting]
         config["fan_in_fan_out"] = all(geometry.transposed for geometry in geometries)
@@ -192,7 +227,7 @@ def _config(
         }
         config["feedforward_modules"] = sorted(scaled)
     for own in names.patterns:
-        config[f"{own}_pattern"] = _differing(acting, usual, own)
+        config[names.pattern(own)] = _differing(acting, usual, own)
     if names.masked:
         masks = {
             s: d.tensors()["mask"]
