@@ -80,7 +80,7 @@ CONFIGURATIONS: dict[str, tuple[str, Any]] = {
     "lokr waves": ("waves", LoKrConfig(target_modules=["0", "1"], r=1)),
     "lokr waves, tucker": (
         "waves",
-        LoKrConfig(target_modules=["0", "1"], r=1, use_effective_conv2d=True),
+        LoKrConfig(target_modules=["0", "1"], r=2, decompose_factor=1, use_effective_conv2d=True),
     ),
     "hira bert": (
         "bert",

@@ -144,8 +144,8 @@ def _tensors(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> di
                 )
             if why := names.differs(delta.method, geometry, adapter.hosts[site].base):
                 raise InputError(
-                    f"{site!r} cannot be written in HF PEFT's format, whose {names.peft_type} is "
-                    f"another law there: {why}; use format='trimtab'"
+                    f"{site!r} ({geometry.kind}) cannot be written in HF PEFT's format, whose "
+                    f"{names.peft_type} is another law there: {why}; use format='trimtab'"
                 )
             if names.masked:
                 tensor = pruned.left(names, own, tensor, delta.tensors()["mask"])
