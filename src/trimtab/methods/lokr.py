@@ -88,7 +88,7 @@ class LoKr(Additive):
             return super().matvec(p, x)
         C, D = self._factors(p)
         parts = linear(x.unflatten(-1, (C.shape[1], D.shape[1])), D)
-        return self.alpha / self.rank * (C @ parts).flatten(-2)
+        return self.alpha / self.rank * linear(parts.mT, C).mT.flatten(-2)
 
 
 def _random(*shape: int) -> Param:
