@@ -35,7 +35,9 @@ def build(
     shared: dict[Method, Tensors] = {}
     keys: dict[str, Tensors] = {}
     named: dict[str, int] = {}
+    allotted: dict[Method, Sequence[dict[str, Param]]] = {}
     for method, where in grouped.items():
+        allotted[method] = method.allot(where)
         params = method.shared(where)
         if params:
             shared[method] = Tensors(params, device or where[0].device)
@@ -50,7 +52,8 @@ def build(
                 "a plan, target -> method, for this site alone), or leave the site out"
             )
         index, total = grouped[method].index(site), len(grouped[method])
-        deltas.append((site, Delta(method, site, index, shared.get(method), device, total)))
+        own = allotted[method][index]
+        deltas.append((site, Delta(method, site, index, shared.get(method), device, total, own)))
     _refuse_twice(deltas)
     _refuse_two_kinds(model, deltas)
     _refuse_unread(model, deltas)

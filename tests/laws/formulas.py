@@ -86,10 +86,45 @@ def _rotations(n: int, b: int) -> int:
     return n // b * (b * (b - 1) // 2)
 
 
+def _halves(n: int) -> tuple[int, int]:
+    """The two factors of n that are nearest to each other."""
+    first = max(d for d in range(1, n + 1) if n % d == 0 and d * d <= n)
+    return first, n // first
+
+
+def _kronecker(site: Site) -> int:
+    """C whole, and D of rank 8, or whole where 8 is half of its larger side."""
+    (o1, o2), (i1, i2) = _halves(site.out_features), _halves(site.in_features)
+    return o1 * i1 + (8 * (o2 + i2) if max(o2, i2) > 2 * 8 else o2 * i2)
+
+
+def _sides(site: Site) -> tuple[int, int]:
+    return min(site.in_features, site.out_features), max(site.in_features, site.out_features)
+
+
+def _full_rank(site: Site) -> int:
+    """As many products of rank 32 as make full rank: 32 numbers each, and the smaller side."""
+    n = -(-_sides(site)[0] // 32)
+    return n * (32 + _sides(site)[0])
+
+
+def _bank(sites: Sequence[Site]) -> int:
+    """256 vectors of 256 once; 256 logits for each piece of each of 4 rows and columns."""
+    pieces = sum(-(-s.in_features // 256) + -(-s.out_features // 256) for s in sites)
+    return 256 * 256 + 4 * 256 * pieces
+
+
 # At each method's defaults.
 FORMULAS: dict[str, Formula] = {
     "lora": _sum(lambda s: 8 * (s.in_features + s.out_features)),
     "loha": _sum(lambda s: 2 * 8 * (s.in_features + s.out_features)),
+    "lokr": _sum(_kronecker),
+    "hira": _sum(lambda s: 32 * (s.in_features + s.out_features)),
+    "randlora": _sum(_full_rank),
+    "vb-lora": _bank,
+    "shared": lambda sites: 256,
+    "delora": _sum(lambda s: 8 * (s.in_features + s.out_features) + 1),
+    "gralora": _sum(lambda s: 32 * (s.in_features + s.out_features)),
     "ia3": _sum(lambda s: s.in_features if "down" in s.roles else s.out_features),
     "bitfit": _sum(lambda s: s.out_features),
     "whole": _sum(_own),

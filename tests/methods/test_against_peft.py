@@ -45,7 +45,9 @@ def both(kind: str, method: Method, config: Any, names: dict[str, str]) -> tuple
     return ours, theirs, x()
 
 
-SAME_START = {"m", "E", "S", "t", "weight", "bias", "b", "d"}
+SAME_START = {"m", "E", "S", "t", "weight", "bias", "b", "d"} | {
+    *("C", "C_b", "scale", "gain", "strength", "H"),
+}
 
 
 def same(ours: Any, theirs: Any, x: Tensor, **tolerance: float) -> None:
@@ -138,6 +140,97 @@ def test_tokens() -> None:
     config = peft.TrainableTokensConfig(target_modules=["0"], token_indices=[3, 17, 4])
     names = {"t": "trainable_tokens_delta.default"}
     same(*both("embedding", trimtab.Tokens(rows=(3, 17, 4)), config, names))
+
+
+W1, W2 = {"C": "lokr_w1.default"}, {"D": "lokr_w2.default"}
+LOW1 = {"C_b": "lokr_w1_a.default", "C_a": "lokr_w1_b.default"}
+LOW2 = {"D_b": "lokr_w2_a.default", "D_a": "lokr_w2_b.default"}
+TUCKER = {**LOW2, "T": "lokr_t2.default"}
+LOKR: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
+    "whole": ("linear", {"rank": 4}, W1 | W2),
+    "low": ("linear", {"rank": 1}, W1 | LOW2),
+    "low twice": ("linear", {"rank": 1, "both": True}, LOW1 | LOW2),
+    "factor": ("linear", {"rank": 2, "factor": 1}, W1 | LOW2),
+    "factor that does not divide": ("linear", {"rank": 2, "factor": 3}, W1 | W2),
+    "large factor": ("linear", {"rank": 2, "factor": 4}, W1 | W2),
+    "conv2d": ("conv2d", {"rank": 1, "factor": 1}, W1 | LOW2),
+    "conv2d, whole": ("conv2d", {"rank": 4}, W1 | W2),
+    "conv2d, tucker": ("conv2d", {"rank": 2, "factor": 1, "tucker": True}, W1 | TUCKER),
+    "1x1, tucker": ("1x1 conv2d", {"rank": 2, "factor": 1, "tucker": True}, W1 | LOW2),
+    "conv1d": ("conv1d", {"rank": 2, "factor": 1}, W1 | LOW2),
+    "conv1d, tucker": ("conv1d", {"rank": 2, "factor": 1, "tucker": True}, W1 | TUCKER),
+}
+
+
+@pytest.mark.parametrize(("kind", "options", "names"), LOKR.values(), ids=list(LOKR))
+def test_lokr(kind: str, options: dict[str, Any], names: dict[str, str]) -> None:
+    fields = {
+        "r": options["rank"],
+        "decompose_factor": options.get("factor", -1),
+        "decompose_both": options.get("both", False),
+        "use_effective_conv2d": options.get("tucker", False),
+    }
+    config = peft.LoKrConfig(target_modules=["0"], alpha=3, **fields)
+    same(*both(kind, trimtab.LoKr(alpha=3, **options), config, names))
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+@pytest.mark.parametrize(
+    "kind", ["linear", "Conv1D", "conv1d", "conv2d", "1x1 conv2d", "embedding"]
+)
+def test_hira(kind: str) -> None:
+    part = "hira_embedding" if kind == "embedding" else "hira"
+    names = {name: f"{part}_{name}.default" for name in "AB"}
+    config = peft.HiraConfig(target_modules=["0"], r=3)
+    same(*both(kind, trimtab.HiRA(rank=3), config, names))
+
+
+DELORA = {"A": "delora_A.default", "B": "delora_B.default", "strength": "delora_lambda.default"}
+GRALORA = {"A": "gralora_A.default", "B": "gralora_B.default"}
+HYBRID = {"G": "gralora_A_general.default.weight", "H": "gralora_B_general.default.weight"}
+FURTHER: dict[str, tuple[str, Method, Any, dict[str, str]]] = {
+    "delora": (
+        "linear",
+        trimtab.DeLoRA(rank=3, strength=4),
+        peft.DeloraConfig(target_modules=["0"], r=3, delora_lambda=4),
+        DELORA,
+    ),
+    "gralora": (
+        "linear",
+        trimtab.GraLoRA(rank=8, alpha=6, blocks=4),
+        peft.GraloraConfig(target_modules=["0"], r=8, alpha=6, gralora_k=4),
+        GRALORA,
+    ),
+    "gralora, hybrid": (
+        "Conv1D",
+        trimtab.GraLoRA(rank=4, hybrid=3),
+        peft.GraloraConfig(target_modules=["0"], r=4, hybrid_r=3, fan_in_fan_out=True),
+        GRALORA | HYBRID,
+    ),
+    "randlora": (
+        "linear",
+        trimtab.RandLoRA(rank=3, alpha=5),
+        peft.RandLoraConfig(target_modules=["0"], r=3, randlora_alpha=5),
+        {"scale": "randlora_lambda.default", "gain": "randlora_gamma.default"},
+    ),
+    "randlora, very sparse": (
+        "Conv1D",
+        trimtab.RandLoRA(rank=3, very_sparse=True, seed=3),
+        peft.RandLoraConfig(
+            target_modules=["0"],
+            r=3,
+            very_sparse=True,
+            projection_prng_key=3,
+            fan_in_fan_out=True,
+        ),
+        {"scale": "randlora_lambda.default", "gain": "randlora_gamma.default"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "method", "config", "names"), FURTHER.values(), ids=list(FURTHER))
+def test_further(kind: str, method: Method, config: Any, names: dict[str, str]) -> None:
+    same(*both(kind, method, config, names), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", [0, 7])

@@ -126,7 +126,9 @@ CONVS = {name for name in PLACES if "conv" in name.lower() and name != "Conv1D"}
 # Where a method must act; elsewhere it may, or must say why not.
 MUST = {
     **dict.fromkeys(("lora", "loha", "vera", "dora", "oft", "ia3"), MATRICES),
-    **dict.fromkeys(("adalora", "diff-pruning"), MATRICES),
+    **dict.fromkeys(("adalora", "diff-pruning", "delora", "vb-lora", "shared"), MATRICES),
+    **dict.fromkeys(("lokr", "hira", "randlora"), MATRICES),
+    "gralora": MATRICES - {"depthwise conv2d"},  # of nine columns
     "bitfit": {
         *("linear", "Conv1D", "conv1d", "conv2d", "grouped conv2d", "query of a fused map"),
         *("in_proj_weight", "value of in_proj_weight", "out_proj", "layer norm"),

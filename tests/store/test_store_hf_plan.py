@@ -88,7 +88,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         LoraConfig(target_modules=["query"], megatron_config={"a": 1}),
         "megatron_config",
     ),
-    "another type": (peft.VBLoRAConfig(target_modules=["query"]), "peft_type 'VBLORA'"),
+    "another type": ({"peft_type": "X", "target_modules": ["query"]}, "peft_type 'X' cannot be"),
 }
 
 
@@ -108,6 +108,8 @@ def test_no_targets_for_a_model_that_nobody_knows() -> None:
     ("kind", "table"),
     [
         *((kind, kind) for kind in ("LORA", "LOHA", "IA3", "VERA", "OFT", "ADALORA")),
+        *((kind, kind) for kind in ("LOKR", "HIRA", "RANDLORA", "VBLORA", "UNILORA", "DELORA")),
+        ("GRALORA", "GRALORA"),
         ("LN_TUNING", "LNTUNING"),
     ],
 )
@@ -126,6 +128,14 @@ NEW: dict[str, tuple[str, Any]] = {
     "dora": ("bert", LoraConfig(r=4, use_dora=True, target_modules=["query", "dense"])),
     "adalora": ("bert", peft.AdaLoraConfig(total_step=5)),
     "oft": ("bert", peft.OFTConfig(oft_block_size=8)),
+    "lokr": ("bert", peft.LoKrConfig(decompose_both=True, r=2)),
+    "hira": ("gpt2", peft.HiraConfig(r=4, fan_in_fan_out=True)),
+    "randlora": ("llama", peft.RandLoraConfig(r=4)),
+    "vb-lora": ("t5", peft.VBLoRAConfig(vector_length=16)),
+    "shared": ("bert", peft.UniLoraConfig(bias="unilora_only")),
+    "delora": ("llama", peft.DeloraConfig()),
+    "gralora": ("gpt2", peft.GraloraConfig(r=4, hybrid_r=2, fan_in_fan_out=True)),
+    "biases of vera": ("bert", peft.VeraConfig(r=4, bias="vera_only")),
     "ln": ("gpt2", peft.LNTuningConfig()),
     "tokens": ("llama", peft.TrainableTokensConfig(token_indices=[3, 5])),
     "tied tokens": ("gpt2", peft.TrainableTokensConfig(token_indices=[3, 5])),

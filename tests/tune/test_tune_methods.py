@@ -27,7 +27,8 @@ REFUSED = {
     "whole": "--train",
 }
 SAVEABLE = sorted(set(trimtab.methods()) - {"lora", "full", *REFUSED})
-STATEFUL = {"adalora", "knowledge", "vera"}  # of what they save, some is not trained
+STATEFUL = {"adalora", "delora", "knowledge", "randlora", "shared", "vera"}
+"""Of what they save, some is not trained."""
 
 
 @pytest.mark.parametrize(

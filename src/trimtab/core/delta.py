@@ -75,8 +75,9 @@ class Delta(Tensors):
         shared: Tensors | None = None,
         device: torch.device | None = None,
         total: int = 1,
+        allotted: Mapping[str, Param] | None = None,
     ) -> None:
-        super().__init__(params(method, site), device or site.device)
+        super().__init__({**params(method, site), **(allotted or {})}, device or site.device)
         self._know(method=method, site=site.bare(), index=index, total=total)
         self._know(shared=shared)  # beside the module tree: its home is the model's root
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
 from trimtab.core.names import Fields as Fields
+from trimtab.core.names import Form as Form
 from trimtab.core.names import Names as Names
 from trimtab.core.operator import Operator, Patches, dropout, linear
 from trimtab.core.registry import check, frozen, register
@@ -133,6 +134,10 @@ class Method(ABC):
     def shared(self, sites: Sequence[Site]) -> dict[str, Param]:
         """The tensors that all sites of an adapter hold in common."""
         return {}
+
+    def allot(self, sites: Sequence[Site]) -> Sequence[dict[str, Param]]:
+        """What each of an adapter's sites holds that depends on all of them."""
+        return [{} for _ in sites]
 
     @abstractmethod
     def init(self, site: Site) -> dict[str, Param]:

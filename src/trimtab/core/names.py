@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Names:
@@ -37,14 +39,31 @@ class Names:
     """Fields and their values that tell it from other methods of the type."""
     patterns: Collection[str] = ("rank", "alpha")
     """The hyper-parameters that may differ by site, by `rank_pattern` and `alpha_pattern`."""
+    spelled: Mapping[str, str] = field(default_factory=dict)
+    """Those whose pattern has another name."""
     columns: Collection[str] = ()
     """Vectors here that are (n, 1) there."""
     channels: Collection[str] = ()
     """Vectors here that are (1, n, 1, …) at convolutions."""
-    common: Mapping[str, str] = field(default_factory=dict)
-    """Tensors that all sites share. The field `save_projection` says whether a file holds them;
-    otherwise they are drawn as the method draws them.
+    kernels: Mapping[str, int] = field(default_factory=dict)
+    """Tensors that read patches, here (n, m · kernel) and there (n, m, *kernel), and of how many
+    dimensions a kernel is at least.
     """
+    common: Mapping[str, str] = field(default_factory=dict)
+    """Tensors that all sites share."""
+    repeated: bool = False
+    """Whether these stand at every site, too."""
+    drawn: Collection[str] = ()
+    """Tensors that a file may leave out, as the field `saved` says: they are drawn as the method
+    draws them.
+    """
+    saved: str | None = None
+    left_out: bool = False
+    """Whether what is written leaves these out, where they would be drawn again."""
+    form: Form | None = None
+    """How tensors stand there that have no equal here one by one."""
+    differs: Callable[[Any, Any, Any], str | None] = lambda method, geometry, module: None
+    """(method, geometry, module) -> why the law there is another one, where it is."""
     state: Collection[str] = ()
     """Tensors that no file holds: they are as at the start."""
     masked: Mapping[str, int] = field(default_factory=dict)
@@ -61,6 +80,10 @@ class Names:
     def tensors_at(self, kind: str) -> Mapping[str, str]:
         return self.at.get(kind, {}) if kind in {"embedding", "conv"} else self.tensors
 
+    def pattern(self, own: str) -> str:
+        """The field that holds this hyper-parameter by site."""
+        return f"{self.spelled.get(own, own)}_pattern"
+
 
 @dataclass(frozen=True)
 class Fields:
@@ -71,3 +94,19 @@ class Fields:
     names: tuple[str, ...]
     read: Callable[[Mapping[str, Any]], dict[str, Any]]
     write: Callable[[Any], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """All tensors of a file, by key, and its configuration: `read` brings them into a form that
+    `Names` can tell, `write` back.
+    """
+
+    read: Callable[[Mapping[str, Any], Mapping[str, Tensor]], dict[str, Tensor]]
+    write: Callable[[Mapping[str, Any], Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+def padded_otherwise(method: Any, geometry: Any, module: Any) -> str | None:
+    """A convolution that pads by other numbers than zeros, where there it is zeros."""
+    mode = getattr(module, "padding_mode", "zeros")
+    return None if mode == "zeros" else f"it pads by zeros, and this convolution by {mode!r}"

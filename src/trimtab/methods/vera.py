@@ -45,6 +45,8 @@ class VeRA(Additive):
         biases="vera_only",
         patterns=(),
         common={"A": "vera_A", "B": "vera_B"},
+        drawn=("A", "B"),
+        saved="save_projection",
     )
 
     rank: int = 256

@@ -86,11 +86,25 @@ _NORMS = {
     "post_attention_layernorm": "qwen2 qwen3",
 }
 _TABLES = {
-    **dict.fromkeys(("LORA", "LOHA", "OFT"), _ATTENTION),
+    **dict.fromkeys(("LORA", "LOHA", "OFT", "LOKR", "HIRA", "RANDLORA"), _ATTENTION),
+    **dict.fromkeys(("UNILORA", "DELORA", "GRALORA"), _ATTENTION),
     "VERA": {
         **_ATTENTION,
         "q_proj v_proj fc1 fc2": "",
         "q_proj v_proj": f"{_ATTENTION['q_proj v_proj']} phi",
+    },
+    "VBLORA": {
+        "q k v o wi wo": "t5",
+        "q k v o wi_0 wi_1 wo": "mt5",
+        "q_proj k_proj v_proj out_proj fc1 fc2": "bart opt",
+        "c_attn": "gpt2 gpt_bigcode",
+        "query_key_value": "bloom gpt_neox",
+        "q_proj v_proj": "gptj gpt_neo llama llama4 gemma gemma2 gemma3_text qwen2 qwen3",
+        "query value": "bert roberta",
+        "query_proj key_proj value_proj dense": "deberta-v2",
+        "in_proj": "deberta",
+        ".*language_model\\..*\\.(q_proj|v_proj)": "gemma4",
+        "q_proj k_proj v_proj o_proj": "nemotron_h",
     },
     "IA3": _SCALED,
     "ADALORA": _ALLOTTED,

@@ -22,9 +22,9 @@ _HARMLESS = {
 }
 _SITES = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("modules_to_save", "feedforward_modules", "rank_pattern", "alpha_pattern"),
-    *(TOKENS, PARAMETERS),
+    *("modules_to_save", "feedforward_modules", TOKENS, PARAMETERS),
 }
+PATTERNS = {"rank_pattern", "alpha_pattern"}
 _CHANGING = {"pissa", "olora", "loftq", "corda"}
 """Starts that take from the base what they put into the adapter."""
 SIZES = {"token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"}
@@ -32,7 +32,7 @@ SIZES = {"token_dim", "num_transformer_submodules", "num_attention_heads", "num_
 STARTS: dict[str, tuple[Any, ...]] = {
     "init_lora_weights": (True, "gaussian", "orthogonal"),
     "init_ia3_weights": (True,),
-    "init_weights": (True,),
+    "init_weights": (True, "lycoris", "gaussian"),
 }
 """How the weights began, which does not matter once they are saved. The first is Trimtab's own."""
 
@@ -51,19 +51,19 @@ def chosen(config: Mapping[str, Any]) -> tuple[type[Method], Names]:
         known = sorted({names.peft_type for _, names in readable})
         raise InputError(f"{CONFIG}: peft_type {wanted!r} cannot be read; known: {known}")
     cls, names = max(fitting, key=lambda pair: len(pair[1].flags))
-    _check_forms(config)
+    _check_forms(config, names)
     _refuse_unknown(config, cls, names)
     return cls, names
 
 
-def _check_forms(config: Mapping[str, Any]) -> None:
+def _check_forms(config: Mapping[str, Any], names: Names) -> None:
     """The fields that say where the adapter acts: their form, and that patterns are patterns."""
-    for field in sorted(_SITES):
+    for field in sorted(_SITES | PATTERNS | _patterned(names)):
         value = config.get(field)
         form, fits = _form(field)
         if value is not None and not fits(value):
             raise InputError(f"{CONFIG}: {field} must be {form}, not {value!r:.60}")
-    for field, pattern in _patterns(config):
+    for field, pattern in _patterns(config, names):
         try:
             re.compile(pattern)
         except (re.error, OverflowError, RecursionError) as error:
@@ -79,7 +79,7 @@ def _form(field: str) -> tuple[str, Callable[[Any], bool]]:
                 or (isinstance(value, dict) and all(_are(int, one) for one in value.values()))
             ),
         )
-    if field in {"rank_pattern", "alpha_pattern"}:
+    if field not in _SITES:
         return "an object", lambda value: isinstance(value, dict)
     if field == "layers_to_transform":
         return (
@@ -95,12 +95,16 @@ def _are(kind: type, values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
-def _patterns(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _patterned(names: Names) -> set[str]:
+    return {names.pattern(own) for own in names.patterns}
+
+
+def _patterns(config: Mapping[str, Any], names: Names) -> Iterator[tuple[str, str]]:
     """(field, regular expression) for all that are used, as they are used."""
     for field in ("target_modules", "exclude_modules", "feedforward_modules"):
         if isinstance(config.get(field), str):
             yield field, config[field]
-    for field in ("rank_pattern", "alpha_pattern"):
+    for field in sorted(PATTERNS | _patterned(names)):
         yield from ((field, ending(one)) for one in config.get(field) or ())
     yield from (("layers_pattern", pattern) for pattern in layer_patterns(config))
 
@@ -149,15 +153,14 @@ def _refuse_unknown(config: Mapping[str, Any], cls: type[Method], names: Names) 
 def _understood(names: Names) -> set[str]:
     known = {
         "feedforward_modules": names.oriented is not None,
-        "rank_pattern": "rank" in names.patterns or bool(names.masked),
-        "alpha_pattern": "alpha" in names.patterns,
-        "save_projection": bool(names.common),
+        "rank_pattern": bool(names.masked),
         TOKENS: names.tokens,
         PARAMETERS: names.parameters,
     }
     sites = _SITES - known.keys() | {field for field, holds in known.items() if holds}
     more = names.more.names if names.more else ()
-    return {*sites, *names.fields.values(), *names.flags, *more}
+    saved = {names.saved} if names.saved else set()
+    return {*sites, *_patterned(names), *names.fields.values(), *names.flags, *more, *saved}
 
 
 def is_off(value: Any) -> bool:
@@ -179,7 +182,7 @@ def arguments(
                 f"{CONFIG}: of the fields {', '.join(names.more.names)} one is no number"
             ) from None
     for own in names.patterns:
-        for one, value in (config.get(f"{own}_pattern") or {}).items():
+        for one, value in (config.get(names.pattern(own)) or {}).items():
             if re.match(ending(one), path):
                 values[own] = value
                 break

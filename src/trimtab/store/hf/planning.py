@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from trimtab.core.errors import InputError, SiteNotFound
-from trimtab.core.method import Method
+from trimtab.core.method import Method, Names
 from trimtab.core.registry import lookup
 from trimtab.core.site import Site
 from trimtab.match import sites
@@ -94,7 +94,7 @@ def plan(config: Any, model: nn.Module) -> Pairs:
             pairs.append((site, method))
         if rows := token_ids(fields, site.name, site):
             pairs += _rows(site, rows, known)
-        if _shifted(fields, site, targeted or by_name is not None):
+        if _shifted(fields, named, site, targeted or by_name is not None):
             pairs.append((site, lookup(BIASES)()))
     if not any(isinstance(method, cls) for _, method in pairs):
         able = {one.name.rpartition(".")[2] for one in known if cls().accepts(one) is None}
@@ -170,11 +170,12 @@ def _orientation(fields: Mapping[str, Any], site: Site) -> dict[str, str]:
     return {"scales": "input" if inputs else "output"}
 
 
-def _shifted(fields: Mapping[str, Any], site: Site, targeted: bool) -> bool:
+def _shifted(fields: Mapping[str, Any], named: Names, site: Site, targeted: bool) -> bool:
     """Whether the site's bias trains."""
     if targeted and fields.get("lora_bias"):
         if reason := lookup(BIASES)().accepts(site):
             raise InputError(f"{CONFIG}: lora_bias cannot act at {site.name!r}: {reason}")
         return True
-    everywhere = fields.get("bias") == "all" or (targeted and fields.get("bias") == "lora_only")
+    chosen = fields.get("bias")
+    everywhere = chosen == "all" or (targeted and chosen is not None and chosen == named.biases)
     return everywhere and lookup(BIASES)().accepts(site) is None

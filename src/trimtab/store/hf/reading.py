@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,22 +63,26 @@ def interpret(
     cls, names = chosen(config)
     if issubclass(cls, Prompt | Prefix):
         return prompts.interpret(config, tensors, (cls, names), model, known, adapter)
-    order = {site.name: index for index, site in enumerate(known.values())}
+    order = list(known.values())
     every = list({id(site): site for site in known.values()}.values())
     by_name = parameters.named(config, cls, names, every)
     wholes = {id(site) for site in modules(known.values())}
     known = {path: site for path, site in known.items() if id(site) in wholes}
     by_path = {one.path: one for one in by_name}
-    reading = _Reading(config, cls, names, known, by_path, Renames(model), adapter)
+    if names.form:
+        tensors = names.form.read(config, tensors)
+    reading = _Reading(config, cls, names, known, by_path, order, Renames(model), adapter)
     for key, tensor in tensors.items():
         reading.take(key, tensor)
     reading.take_shifts()
+    targeted = linears(model, known.values(), config.get("task_type"))
+    reading.take_drawn(targeted)
     reading.restore(model)
-    reading.require_targets(linears(model, known.values(), config.get("task_type")))
+    reading.require_targets(targeted)
     reading.require_biases()
     if not reading.pairs:
         raise AdapterMismatch(f"adapter {adapter!r} has no tensors")
-    return sorted(reading.pairs.values(), key=lambda pair: order[pair[0].name]), reading.tensors
+    return reading.ordered(), reading.tensors
 
 
 @dataclass
@@ -90,6 +94,7 @@ class _Reading:
     names: Names
     known: Mapping[str, Site]
     by_path: Mapping[str, parameters.Parameter]
+    order: Sequence[Site]
     renames: Renames
     adapter: str
 
@@ -101,8 +106,13 @@ class _Reading:
 
     def take(self, key: str, tensor: Tensor) -> None:
         for own, theirs in self.names.common.items():
-            if key == f"{ROOT}{theirs}":
-                self.tensors[f"shared.{self.cls.name}.{own}"] = tensor
+            copied = self.names.repeated and key.endswith(f".{theirs}")
+            if key == f"{ROOT}{theirs}" or copied:
+                held = self.tensors.setdefault(f"shared.{self.cls.name}.{own}", tensor)
+                if not torch.equal(held, tensor):
+                    raise AdapterMismatch(
+                        f"adapter {self.adapter!r}: {key!r} is not what the other sites have"
+                    )
                 return
         path, leaf, ours = _split(key, self.names)
         if ours and path in self.by_path and key.endswith(f".{self.names.tensors[leaf]}"):
@@ -196,6 +206,12 @@ class _Reading:
             raise AdapterMismatch(
                 f"adapter {self.adapter!r}: {method.name} cannot act at {site.name!r}: {reason}"
             )
+        own_law = isinstance(method, self.cls)
+        if own_law and (why := self.names.differs(method, site.geometry, site.module)):
+            raise AdapterMismatch(
+                f"adapter {self.adapter!r}: {self.names.peft_type} at {site.name!r} is another law "
+                f"than {method.name}: {why}"
+            )
         name = f"{site.name}.{method.name}.{own}"
         if name in self.tensors:
             raise AdapterMismatch(
@@ -228,22 +244,43 @@ class _Reading:
         for site, shift in found.values():
             self._put(site, lookup(BIASES)(), "c", shift)
 
+    @property
+    def left_out(self) -> set[str]:
+        """The tensors that the file leaves out, to be drawn again."""
+        saved = self.names.saved
+        return set(self.names.drawn) if saved and self.config.get(saved) is False else set()
+
+    def take_drawn(self, all_linear: set[str]) -> None:
+        """The targets, where a file leaves out all that their sites hold."""
+        if not self.left_out or not self.names.tensors.keys() <= self.left_out:
+            return
+        for path, site in self.known.items():
+            method = arguments(self.config, self.cls, self.names, path)
+            former = self.renames.former(path)
+            named = any(is_target(self.config, name, all_linear) for name in (path, former))
+            if named and self.names.tensors_at(site.geometry.kind) and not method.accepts(site):
+                self.pairs.setdefault((site.name, method.name), (site, method))
+
+    def ordered(self) -> Pairs:
+        """The pairs in the model's order."""
+        order = {site.name: index for index, site in enumerate(self.order)}
+        return sorted(self.pairs.values(), key=lambda pair: order[pair[0].name])
+
     def restore(self, model: nn.Module) -> None:
         """What the file leaves out, because it follows from the configuration."""
-        acting = [(s, m) for s, m in self.pairs.values() if isinstance(m, self.cls)]
+        acting = [(s, m) for s, m in self.ordered() if isinstance(m, self.cls)]
         if self.names.masked:
             for site, method in acting:
                 pruned.spread(
                     self.config, self.names, site, self.paths[site.name], method, self.tensors
                 )
-        common = [f"shared.{self.cls.name}.{own}" for own in self.names.common]
-        drawn = common if self.config.get("save_projection") is False else []
-        if not acting or not (self.names.state or drawn):
+        missing = {*self.names.state, *self.left_out}
+        if not acting or not missing:
             return
         with torch.random.fork_rng(devices=[]):
             fresh = native.held(build(model, acting))
         for key, tensor in fresh.items():
-            if key in drawn or key.rpartition(".")[2] in self.names.state:
+            if key.rpartition(".")[2] in missing:
                 self.tensors.setdefault(key, tensor)
 
     def require_targets(self, all_linear: set[str]) -> None:

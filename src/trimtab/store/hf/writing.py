@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trimtab.core.adapter import Adapter
@@ -21,7 +22,7 @@ from trimtab.methods.whole import Whole
 from trimtab.store import native
 from trimtab.store.files import write_json, write_tensors
 from trimtab.store.hf import experts, parameters, prompts, pruned
-from trimtab.store.hf.fields import BIASES, CONFIG, PARAMETERS, ROWS, TOKENS
+from trimtab.store.hf.fields import BIASES, CONFIG, PARAMETERS, ROWS, TOKENS, arguments
 from trimtab.store.hf.reading import PREFIX, REMEMBERED, ROOT, TENSORS, TOKEN_LEAF
 from trimtab.store.hf.targets import modules, tied
 
@@ -60,6 +61,12 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
         by_name = _by_name(model, adapter, acting, names)
         config = _config(model, adapter, acting, names, by_name)
         tensors = _tensors(adapter, acting, names, by_name)
+        if names.left_out and _drawn_again(adapter, acting, names, config):
+            config[str(names.saved)] = False
+            gone = tuple(f".{names.tensors.get(own, names.common.get(own))}" for own in names.drawn)
+            tensors = {key: one for key, one in tensors.items() if not key.endswith(gone)}
+        if names.form:
+            tensors = names.form.write(config, tensors)
     remembered = json.dumps({"name": adapter.name, "base": native.base(model, adapter)})
     write_tensors(folder / TENSORS, tensors, {REMEMBERED: remembered})
     write_json(folder / CONFIG, dict(sorted(config.items())))
@@ -194,12 +201,19 @@ def _tensors(
                     f"{site!r} ({geometry.kind}) cannot be written in HF PEFT's format, which "
                     f"holds no {delta.method.name} there; use format='trimtab'"
                 )
+            if why := names.differs(delta.method, geometry, adapter.hosts[site].base):
+                raise InputError(
+                    f"{site!r} ({geometry.kind}) cannot be written in HF PEFT's format, whose "
+                    f"{names.peft_type} is another law there: {why}; use format='trimtab'"
+                )
             if names.masked:
                 tensor = pruned.left(names, own, tensor, delta.tensors()["mask"])
             tensors[f"{PREFIX}{site}.{theirs}"] = _shaped(names, geometry, own, tensor)
     for shared in adapter.shared.values():
         for own, theirs in names.common.items():
             tensors[f"{ROOT}{theirs}"] = shared.tensors()[own]
+            for site in acting if names.repeated else ():
+                tensors[f"{PREFIX}{site}.{theirs}"] = shared.tensors()[own].clone()
     for site, delta in adapter.deltas():
         if delta.method.name == ROWS and delta.shared is not None:
             embeds = adapter.hosts[site].geometry.kind == "embedding"
@@ -209,10 +223,31 @@ def _tensors(
     return tensors
 
 
+def _drawn_again(
+    adapter: Adapter, acting: Mapping[str, Method], names: Names, config: Mapping[str, Any]
+) -> bool:
+    """Whether what a file may leave out is what would be drawn where it is read."""
+    pairs = [(d.site, d) for site, d in adapter.deltas() if acting.get(site) == d.method]
+    method = arguments(config, type(pairs[0][1].method), names, pairs[0][0].name)
+    with torch.random.fork_rng(devices=[]):
+        fresh = [method.shared([site for site, _ in pairs])]
+        fresh += method.allot([site for site, _ in pairs])
+    held = [next(iter(adapter.shared.values())).tensors(), *(d.tensors() for _, d in pairs)]
+    return all(
+        torch.equal(one[own].value, other[own].cpu())
+        for one, other in zip(fresh, held, strict=True)
+        for own in one.keys() & set(names.drawn)
+    )
+
+
 def _shaped(names: Names, geometry: Geometry, own: str, tensor: Tensor) -> Tensor:
     """The shape that a tensor has there."""
     if own in names.columns:
         return tensor[:, None]
+    if geometry.kind == "conv" and own in names.kernels:
+        kernel = geometry.shape[2:]
+        filled = (1,) * (names.kernels[own] - len(kernel))
+        return tensor.reshape(tensor.shape[0], -1, *kernel, *filled)
     if geometry.kind != "conv" or names.patches is None:
         return tensor
     ones = (1,) * (len(geometry.shape) - 2)
@@ -244,8 +279,8 @@ def _config(
     if usual.name == ROWS and config["token_indices"] is None:  # every row, which there is a list
         embedding = next(adapter.hosts[site].geometry for site in acting)
         config["token_indices"] = list(range(embedding.in_features))
-    if names.common:
-        config["save_projection"] = True
+    if names.saved:
+        config[names.saved] = True
     if names.transposed:
         stored = {site: adapter.hosts[site].geometry for site in called}
         linear = [s for s, g in stored.items() if g.transposed and g.kind == "linear"]
@@ -268,7 +303,7 @@ def _config(
             "type HF PEFT goes by the last parts of names alone; use format='trimtab'"
         )
     for own in names.patterns:
-        config[f"{own}_pattern"] = _differing(acting, usual, own, by_name)
+        config[names.pattern(own)] = _differing(acting, usual, own, by_name)
     if names.masked:
         masks = {
             s: d.tensors()["mask"]

@@ -1,0 +1,80 @@
+"""HiRA: Hadamard high-rank adaptation. Huang et al. 2025, ICLR, openreview TwJrTz9cRS.
+
+    W' = W + W ∘ (B A),   A (r, in), B (out, r)
+
+The elementwise product with W, whose rank is high, makes an update of high rank out of a low-rank
+one. B starts at zero, so that the adapted model starts at the base. The law needs W itself, in
+floats, at every step.
+
+Use it where the update needs a high rank, as reasoning does. Each step reads the base's own weight,
+so that the base cannot stay quantised without cost.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.core.call import Call
+from trimtab.core.method import Names, Param, Transform, Values
+from trimtab.core.names import padded_otherwise
+from trimtab.core.operator import Operator, dropout, linear
+from trimtab.core.site import Geometry, Site
+
+
+def _differs(method: Transform, geometry: Geometry, module: nn.Module) -> str | None:
+    scaled = "it leaves out the scale of this embedding" if geometry.gain != 1 else None
+    return scaled or padded_otherwise(method, geometry, module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiRA(Transform):
+    """Every weight is scaled by its own number; these make a matrix of low `rank`. `dropout` acts
+    on the input of the change."""
+
+    name = "hira"
+    paper = "openreview:TwJrTz9cRS"
+    kinds = frozenset({"linear", "embedding", "conv"})
+    learning_rate = 2e-3
+    hf: ClassVar[Names | None] = Names(
+        peft_type="HIRA",
+        tensors={"A": "hira_A", "B": "hira_B"},
+        fields={"rank": "r", "dropout": "hira_dropout"},
+        transposed=True,
+        at={
+            "embedding": {"A": "hira_embedding_A", "B": "hira_embedding_B"},
+            "conv": {"A": "hira_A", "B": "hira_B"},
+        },
+        patches="A",
+        patterns=(),  # there, `rank_pattern` is read and has no effect
+        differs=_differs,
+    )
+
+    rank: int = 32
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("rank", self.rank >= 1, "be at least 1")
+        self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
+
+    def ignored(self, site: Site) -> str | None:
+        return "dropout" if self.dropout and site.parameter is not None else None
+
+    def init(self, site: Site) -> dict[str, Param]:
+        A = nn.init.kaiming_uniform_(torch.empty(self.rank, site.in_features), a=math.sqrt(5))
+        return {"A": Param(A), "B": Param(torch.zeros(site.out_features, self.rank))}
+
+    def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return W + W * (p.B @ p.A).to(W.dtype), b
+
+    def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
+        y, change = inner(x), inner.weight * (p.B @ p.A)
+        side = dropout(x, self.dropout, p.training)
+        added = linear(side, change.to(x.dtype) if x.dtype.is_floating_point else change)
+        gain = inner.geometry.gain
+        return y + (added if gain == 1 else gain * added).to(y.dtype)
