@@ -107,7 +107,8 @@ def test_no_targets_for_a_model_that_nobody_knows() -> None:
 @pytest.mark.parametrize(
     ("kind", "table"),
     [
-        *((kind, kind) for kind in ("LORA", "LOHA", "IA3", "VERA", "OFT", "ADALORA")),
+        *((kind, kind) for kind in ("LORA", "LOHA", "IA3", "VERA", "ADALORA")),
+        *((kind, kind) for kind in ("OFT", "BOFT", "HRA", "ROAD")),
         ("LN_TUNING", "LNTUNING"),
     ],
 )

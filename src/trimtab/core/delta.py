@@ -28,8 +28,10 @@ class Tensors(nn.Module):
             else:
                 self._buffers[name] = value
         self._know(exact=frozenset(name for name, param in params.items() if param.exact))
+        self._know(rates={n: param.rate for n, param in params.items() if param.rate != 1})
 
     exact: frozenset[str]
+    rates: dict[str, float]
 
     def _know(self, **facts: Any) -> None:
         """Facts beside the tensors, one of which may have the same name."""
@@ -121,6 +123,6 @@ def params(method: Method, site: Site) -> dict[str, Param]:
         return method.init(site)
     each = [method.init(replace(site, expert=index)) for index in range(count)]
     return {
-        name: Param(torch.stack([one[name].value for one in each]), param.trained, param.exact)
+        name: replace(param, value=torch.stack([one[name].value for one in each]))
         for name, param in each[0].items()
     }

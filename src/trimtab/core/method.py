@@ -62,11 +62,13 @@ class Param:
     state that `after_backward` changes.
 
     `exact` keeps it in its own precision at use: for factors near one, which bf16 would round away.
+    `rate` multiplies the optimizer's learning rate.
     """
 
     value: Tensor
     trained: bool = True
     exact: bool = False
+    rate: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

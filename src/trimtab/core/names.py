@@ -39,6 +39,8 @@ class Names:
     """The hyper-parameters that may differ by site, by `rank_pattern` and `alpha_pattern`."""
     columns: Collection[str] = ()
     """Vectors here that are (n, 1) there."""
+    rows: Collection[str] = ()
+    """Vectors here that are (1, n) there at convolutions."""
     channels: Collection[str] = ()
     """Vectors here that are (1, n, 1, …) at convolutions."""
     common: Mapping[str, str] = field(default_factory=dict)

@@ -86,7 +86,7 @@ _NORMS = {
     "post_attention_layernorm": "qwen2 qwen3",
 }
 _TABLES = {
-    **dict.fromkeys(("LORA", "LOHA", "OFT"), _ATTENTION),
+    **dict.fromkeys(("LORA", "LOHA", "OFT", "BOFT", "HRA", "ROAD"), _ATTENTION),
     "VERA": {
         **_ATTENTION,
         "q_proj v_proj fc1 fc2": "",

@@ -152,6 +152,8 @@ def _tensors(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> di
 
 def _shaped(names: Names, geometry: Geometry, own: str, tensor: Tensor) -> Tensor:
     """The shape that a tensor has there."""
+    if own in names.rows and geometry.kind == "conv":
+        return tensor[None]
     if own in names.columns:
         return tensor[:, None]
     if geometry.kind != "conv" or names.patches is None:
