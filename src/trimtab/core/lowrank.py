@@ -20,7 +20,8 @@ from trimtab.core.site import Site
 class LowRank(Method):
     """scale B A, with A (rank, in) and B (out, rank), which starts at zero.
 
-    `lr_ratio`: B's learning rate over A's; `freeze_a`: A stays as it was drawn."""
+    `lr_ratio` is B's learning rate over A's, for an optimizer that is given
+    `trimtab.parameters(model, lr=…)`; with `freeze_a` A stays as it was drawn."""
 
     rank: int = 8
     alpha: float = 16.0

@@ -4,7 +4,8 @@
     W' = W + U V - U0 V0   (residual frozen),   W' = U V   (residual dropped)
 
 What is trained is what matters most of W, not noise and zeros as in LoRA. With the residual frozen
-the adapted model starts at the base. Without it the map is compressed: W is not used any more.
+the adapted model starts at the base, and other formats hold it as LoRA of rank 2 r. Without it the
+map is compressed: W is not used any more.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
-from trimtab.core.method import Param, Transform, Values
+from trimtab.core.method import Method, Param, Transform, Values
 from trimtab.core.operator import Operator, Patches, linear
+from trimtab.core.registry import build
 from trimtab.core.site import Site
 
 
@@ -83,3 +85,10 @@ class Factor(Transform):
         y = gain * (linear(x, B @ A) if grouped else linear(linear(x, A), B))
         base = inner(x) if self.residual == "frozen" else inner.bias
         return y if base is None else (base + y).to(base.dtype)
+
+    def alike(self, p: Values) -> tuple[Method, dict[str, Tensor]] | None:
+        if self.residual == "dropped":
+            return None
+        B, A = self._factors(p, p.U.dtype)
+        rank = A.shape[-2]
+        return build("lora", {"rank": rank, "alpha": float(rank)}), {"A": A, "B": B}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -38,6 +39,10 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
     """The adapter in HF PEFT's format, or an `InputError` that says what that format cannot
     hold.
     """
+    members = [delta.alike() for delta in adapter.members]
+    if members != adapter.members:
+        entries = tuple((delta.site.name, delta.method) for delta in members)
+        adapter = dataclasses.replace(adapter, entries=entries, members=members)
     beside = {Whole.name, BIASES}
     acting = {site: method for site, method in adapter.entries if method.name not in beside}
     kinds = {method.name for method in acting.values()}
