@@ -26,7 +26,7 @@ REFUSED = {
     "whole": "--train",
 }
 SAVEABLE = sorted(set(trimtab.methods()) - {"lora", "full", *REFUSED})
-STATEFUL = {"adalora", "knowledge", "vera"}  # of what they save, some is not trained
+STATEFUL = {"adalora", "factor", "knowledge", "vera"}  # of what they save, some is not trained
 
 
 @pytest.mark.parametrize(
