@@ -127,6 +127,9 @@ NEW: dict[str, tuple[str, Any]] = {
     "dora": ("bert", LoraConfig(r=4, use_dora=True, target_modules=["query", "dense"])),
     "adalora": ("bert", peft.AdaLoraConfig(total_step=5)),
     "oft": ("bert", peft.OFTConfig(oft_block_size=8)),
+    "boft": ("bert", peft.BOFTConfig()),
+    "hra": ("bert", peft.HRAConfig(r=4)),
+    "road": ("bert", peft.RoadConfig(variant="road_2", group_size=8)),
     "ln": ("gpt2", peft.LNTuningConfig()),
     "tokens": ("llama", peft.TrainableTokensConfig(token_indices=[3, 5])),
     "tied tokens": ("gpt2", peft.TrainableTokensConfig(token_indices=[3, 5])),
@@ -135,6 +138,9 @@ NEW: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:(Failed to load|.*the CUDA extension|Setting boft_n):UserWarning"
+)
 @pytest.mark.parametrize(("name", "config"), NEW.values(), ids=list(NEW))
 def test_every_type_trains_what_it_trains_there(name: str, config: Any) -> None:
     architecture = cases.by_name(name)
