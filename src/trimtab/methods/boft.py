@@ -12,31 +12,18 @@ starts at the base.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
-from trimtab.core.method import Fields, Names, Param, Transform, Values
+from trimtab.core.method import Names, Param, Transform, Values
 from trimtab.core.operator import Operator, Patches, linear
 from trimtab.core.rotation import butterfly, cayley, width
 from trimtab.core.site import Site
-
-_TENSORS = {"R": "boft_R", "s": "boft_s"}
-
-
-def _read(config: Mapping[str, Any]) -> dict[str, Any]:
-    """There, either the size of the blocks is zero or their number."""
-    blocks = config.get("boft_block_num", 0)
-    return {"blocks": blocks, "block": 4 if blocks else config.get("boft_block_size", 4)}
-
-
-def _write(method: Any) -> dict[str, Any]:
-    size = 0 if method.blocks else method.block
-    return {"boft_block_size": size, "boft_block_num": method.blocks}
+from trimtab.methods._peft_boft import BOFT_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +34,7 @@ class BOFT(Transform):
     name = "boft"
     paper = "arXiv:2311.06243"
     kinds = frozenset({"linear", "embedding", "conv"})
-    hf: ClassVar[Names | None] = Names(
-        peft_type="BOFT",
-        tensors=_TENSORS,
-        fields={"factors": "boft_n_butterfly_factor", "dropout": "boft_dropout"},
-        biases="boft_only",
-        at={"conv": _TENSORS},
-        columns=("s",),
-        rows=("s",),
-        patterns=(),
-        more=Fields(("boft_block_size", "boft_block_num"), _read, _write),
-    )
+    hf: ClassVar[Names | None] = BOFT_NAMES
 
     block: int = 4
     blocks: int = 0
