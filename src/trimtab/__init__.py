@@ -26,6 +26,7 @@ from trimtab.core.training import penalty as penalty
 from trimtab.match import match as match
 from trimtab.methods.adalora import AdaLoRA as AdaLoRA
 from trimtab.methods.bitfit import BitFit as BitFit
+from trimtab.methods.boft import BOFT as BOFT
 from trimtab.methods.coda import CoDA as CoDA
 from trimtab.methods.compacter import Compacter as Compacter
 from trimtab.methods.compacter import CompacterPlus as CompacterPlus
@@ -33,6 +34,7 @@ from trimtab.methods.conditional import Conditional as Conditional
 from trimtab.methods.delora import DeLoRA as DeLoRA
 from trimtab.methods.diff_pruning import DiffPruning as DiffPruning
 from trimtab.methods.dora import DoRA as DoRA
+from trimtab.methods.factor import Factor as Factor
 from trimtab.methods.full import Full as Full
 from trimtab.methods.fusion import Fusion as Fusion
 from trimtab.methods.gated import GatedAdapter as GatedAdapter
@@ -42,6 +44,7 @@ from trimtab.methods.gralora import GraLoRA as GraLoRA
 from trimtab.methods.head import Head as Head
 from trimtab.methods.hira import HiRA as HiRA
 from trimtab.methods.houlsby import Houlsby as Houlsby
+from trimtab.methods.hra import HRA as HRA
 from trimtab.methods.ia3 import IA3 as IA3
 from trimtab.methods.knowledge import Knowledge as Knowledge
 from trimtab.methods.layers import Layers as Layers
@@ -59,6 +62,7 @@ from trimtab.methods.prompt import PromptTuning as PromptTuning
 from trimtab.methods.ptuning import PTuning as PTuning
 from trimtab.methods.randlora import RandLoRA as RandLoRA
 from trimtab.methods.reft import ReFT as ReFT
+from trimtab.methods.road import Road as Road
 from trimtab.methods.shared import Shared as Shared
 from trimtab.methods.side import Side as Side
 from trimtab.methods.tokens import Tokens as Tokens

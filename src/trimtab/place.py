@@ -11,7 +11,7 @@ from torch import nn
 from trimtab import attention
 from trimtab.core import stack, watch
 from trimtab.core.adapter import RECORD, Adapter, Record
-from trimtab.core.delta import Delta, Tensors
+from trimtab.core.delta import Delta, Tensors, params
 from trimtab.core.errors import InputError
 from trimtab.core.host import Companion, Host, ParameterHost
 from trimtab.core.layout import Run, runs, tables
@@ -38,9 +38,8 @@ def build(
     allotted: dict[Method, Sequence[dict[str, Param]]] = {}
     for method, where in grouped.items():
         allotted[method] = method.allot(where)
-        params = method.shared(where)
-        if params:
-            shared[method] = Tensors(params, device or where[0].device)
+        if common := method.shared(where):
+            shared[method] = Tensors(common, device or where[0].device)
             named[method.name] = same = named.get(method.name, 0) + 1
             keys[method.name if same == 1 else f"{method.name}-{same}"] = shared[method]
     deltas = []
@@ -52,8 +51,8 @@ def build(
                 "a plan, target -> method, for this site alone), or leave the site out"
             )
         index, total = grouped[method].index(site), len(grouped[method])
-        own = allotted[method][index]
-        deltas.append((site, Delta(method, site, index, shared.get(method), device, total, own)))
+        held = {**params(method, site), **allotted[method][index]}
+        deltas.append((site, Delta(method, site, index, shared.get(method), device, total, held)))
     _refuse_twice(deltas)
     _refuse_two_kinds(model, deltas)
     _refuse_unread(model, deltas)

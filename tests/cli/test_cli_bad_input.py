@@ -28,7 +28,7 @@ FLAGS: dict[str, tuple[str, str]] = {
     "unknown model": ("--model no-such-model", "model 'no-such-model' cannot be loaded.*'minilm'"),
     "model nearly": ("--model minilmm", "model 'minilmm'.*nearest: 'minilm'"),
     "model folder missing": ("--model ./nowhere/x", r"model '\./nowhere/x' does not exist"),
-    "unknown method": ("--method lroa", "no method is called 'lroa'; nearest: 'lora'"),
+    "unknown method": ("--method lroa", "no method is called 'lroa'; nearest: 'road', 'lora'"),
     "unknown task": ("--task text-clasification", "no task .*nearest: 'text-classification'"),
     "unknown target": ("--target quary", r"no site matches 'quary'; nearest: 'query' \(6 sites\)"),
     "broken target": ("--target re:(", "is no regular expression"),

@@ -185,7 +185,7 @@ def test_a_host_answers_for_its_base() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "text"),
     [
-        ("lroa", {}, "no method is called 'lroa'; nearest: 'lora'"),
+        ("lroa", {}, "no method is called 'lroa'; nearest: .*'lora'"),
         ("lora", {"rnk": 8}, "lora has no hyper-parameter 'rnk'; nearest: 'rank'"),
         ("lora", {"rank": "8"}, r"rank must be int \(default 8\), not '8'"),
         ("lora", {"rank": 8.0}, "rank must be int"),

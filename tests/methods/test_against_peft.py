@@ -46,7 +46,7 @@ def both(kind: str, method: Method, config: Any, names: dict[str, str]) -> tuple
 
 
 SAME_START = {"m", "E", "S", "t", "weight", "bias", "b", "d"} | {
-    *("C", "C_b", "scale", "gain", "strength", "H"),
+    *("C", "C_b", "scale", "gain", "strength", "H", "R", "s", "theta", "alpha"),
 }
 
 
@@ -116,6 +116,55 @@ def test_oft_over_patches() -> None:
     ours, theirs, x = both("conv2d", method, config, {"S": "oft_R.default.weight"})
     merged = theirs.merge_and_unload()
     torch.testing.assert_close(ours(x), merged(x))
+
+
+class Blocks:
+    """What their CUDA kernel computes; without it they have one factor, whatever is asked for."""
+
+    @staticmethod
+    def forward(R: Tensor) -> list[Tensor]:
+        return [torch.stack([torch.block_diag(*factor) for factor in R])]
+
+
+BOFT = {
+    "one factor": ({}, {}),
+    "two factors": ({"block": 2, "factors": 2}, {}),
+    "wider": ({"block": 6, "factors": 2}, {}),
+    "number": ({"blocks": 2, "factors": 2}, {"boft_block_size": 0, "boft_block_num": 2}),
+    "odd size": ({"block": 3}, {}),
+}
+
+
+@pytest.mark.parametrize("options", BOFT)
+@pytest.mark.parametrize("kind", ["linear", "conv2d"])
+def test_boft(kind: str, options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peft.tuners.boft.layer, "get_fbd_cuda", lambda: Blocks)
+    mine, other = BOFT[options]
+    method = trimtab.BOFT(**mine)
+    fields = {"boft_block_size": method.block, "boft_n_butterfly_factor": method.factors, **other}
+    config = peft.BOFTConfig(target_modules=["0"], **fields)
+    names = {"R": "boft_R.default", "s": "boft_s.default"}
+    same(*both(kind, method, config, names), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The symmetric initialization can NOT")
+@pytest.mark.parametrize("kind", ["linear", "conv2d"])
+@pytest.mark.parametrize(("rank", "orthogonal"), [(4, False), (5, False), (4, True)])
+def test_hra(kind: str, rank: int, orthogonal: bool) -> None:
+    config = peft.HRAConfig(target_modules=["0"], r=rank, apply_GS=orthogonal)
+    method = trimtab.HRA(rank=rank, gram_schmidt=orthogonal)
+    same(*both(kind, method, config, {"U": "hra_u.default"}), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("group", [2, 4, 8])
+@pytest.mark.parametrize("angles", [1, 2, 4])
+def test_road(angles: int, group: int) -> None:
+    config = peft.RoadConfig(target_modules=["0"], variant=f"road_{angles}", group_size=group)
+    method = trimtab.Road(angles=angles, group=group)
+    names = {"theta": "road_theta.default", "alpha": "road_alpha.default"}
+    ours, theirs, x = both("linear", method, config, names)
+    same(ours, theirs, x)
+    torch.testing.assert_close(ours(x), theirs.base_model(x))  # the merged bias too
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv2d"])

@@ -109,7 +109,7 @@ def test_no_targets_for_a_model_that_nobody_knows() -> None:
     [
         *((kind, kind) for kind in ("LORA", "LOHA", "IA3", "VERA", "OFT", "ADALORA")),
         *((kind, kind) for kind in ("LOKR", "HIRA", "RANDLORA", "VBLORA", "UNILORA", "DELORA")),
-        ("GRALORA", "GRALORA"),
+        *((kind, kind) for kind in ("GRALORA", "BOFT", "HRA", "ROAD")),
         ("LN_TUNING", "LNTUNING"),
     ],
 )
@@ -136,6 +136,9 @@ NEW: dict[str, tuple[str, Any]] = {
     "delora": ("llama", peft.DeloraConfig()),
     "gralora": ("gpt2", peft.GraloraConfig(r=4, hybrid_r=2, fan_in_fan_out=True)),
     "biases of vera": ("bert", peft.VeraConfig(r=4, bias="vera_only")),
+    "boft": ("bert", peft.BOFTConfig()),
+    "hra": ("bert", peft.HRAConfig(r=4)),
+    "road": ("bert", peft.RoadConfig(variant="road_2", group_size=8)),
     "ln": ("gpt2", peft.LNTuningConfig()),
     "tokens": ("llama", peft.TrainableTokensConfig(token_indices=[3, 5])),
     "tied tokens": ("gpt2", peft.TrainableTokensConfig(token_indices=[3, 5])),
@@ -144,6 +147,9 @@ NEW: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:(Failed to load|.*the CUDA extension|Setting boft_n):UserWarning"
+)
 @pytest.mark.parametrize(("name", "config"), NEW.values(), ids=list(NEW))
 def test_every_type_trains_what_it_trains_there(name: str, config: Any) -> None:
     architecture = cases.by_name(name)

@@ -27,7 +27,7 @@ REFUSED = {
     "whole": "--train",
 }
 SAVEABLE = sorted(set(trimtab.methods()) - {"lora", "full", *REFUSED})
-STATEFUL = {"adalora", "delora", "knowledge", "randlora", "shared", "vera"}
+STATEFUL = {"adalora", "delora", "factor", "knowledge", "randlora", "shared", "vera"}
 """Of what they save, some is not trained."""
 
 

@@ -78,9 +78,19 @@ class Adapter:
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that train."""
-        held: list[Tensors] = [*self.members, *self.shared.values()]
-        own = [p for one in held for p in one._parameters.values() if p is not None]
+        own = [p for one in self._held() for p in one._parameters.values() if p is not None]
         return [*own, *self.selected.values()]
+
+    def rates(self) -> dict[nn.Parameter, float]:
+        """By what the learning rate is multiplied, where that is not one."""
+        return {
+            one._parameters[name]: rate  # type: ignore[misc]
+            for one in self._held()
+            for name, rate in one.rates.items()
+        }
+
+    def _held(self) -> list[Tensors]:
+        return [*self.members, *self.shared.values()]
 
     def exchange(self) -> None:
         """Swap the selected parameters' values with the remembered ones."""

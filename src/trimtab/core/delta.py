@@ -28,8 +28,10 @@ class Tensors(nn.Module):
             else:
                 self._buffers[name] = value
         self._know(exact=frozenset(name for name, param in params.items() if param.exact))
+        self._know(rates={n: param.rate for n, param in params.items() if param.rate != 1})
 
     exact: frozenset[str]
+    rates: dict[str, float]
 
     def _know(self, **facts: Any) -> None:
         """Facts beside the tensors, one of which may have the same name."""
@@ -75,9 +77,9 @@ class Delta(Tensors):
         shared: Tensors | None = None,
         device: torch.device | None = None,
         total: int = 1,
-        allotted: Mapping[str, Param] | None = None,
+        held: Mapping[str, Param] | None = None,
     ) -> None:
-        super().__init__({**params(method, site), **(allotted or {})}, device or site.device)
+        super().__init__(params(method, site) if held is None else held, device or site.device)
         self._know(method=method, site=site.bare(), index=index, total=total)
         self._know(shared=shared)  # beside the module tree: its home is the model's root
 
@@ -99,6 +101,15 @@ class Delta(Tensors):
     def _values(self, shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Values:
         tensors = {**shared, **own}
         return Values(tensors, self.training, self.site, self.index, self.total, frozenset(shared))
+
+    def alike(self) -> Delta:
+        """The same in the terms of another method, where its own states them."""
+        found = self.method.alike(self.live())
+        if found is None:
+            return self
+        held = {name: Param(tensor) for name, tensor in found[1].items()}
+        device = next(iter(found[1].values())).device
+        return Delta(found[0], self.site, self.index, None, device, self.total, held)
 
     @property
     def key(self) -> str:
@@ -122,6 +133,6 @@ def params(method: Method, site: Site) -> dict[str, Param]:
         return method.init(site)
     each = [method.init(replace(site, expert=index)) for index in range(count)]
     return {
-        name: Param(torch.stack([one[name].value for one in each]), param.trained, param.exact)
+        name: replace(param, value=torch.stack([one[name].value for one in each]))
         for name, param in each[0].items()
     }

@@ -63,11 +63,13 @@ class Param:
     state that `after_backward` changes.
 
     `exact` keeps it in its own precision at use: for factors near one, which bf16 would round away.
+    `rate` multiplies the optimizer's learning rate.
     """
 
     value: Tensor
     trained: bool = True
     exact: bool = False
+    rate: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +178,11 @@ class Method(ABC):
     def parts(self) -> tuple[Method, ...]:
         """The methods that act where this one is attached: it alone, or those it stands for."""
         return (self,)
+
+    def alike(self, p: Values) -> tuple[Method, dict[str, Tensor]] | None:
+        """The same change of the map as another method makes with these tensors: for files that
+        know the other one alone."""
+        return None
 
     def arguments(self) -> dict[str, Any]:
         """The hyper-parameters as plain data, for files."""

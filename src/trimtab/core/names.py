@@ -43,6 +43,8 @@ class Names:
     """Those whose pattern has another name."""
     columns: Collection[str] = ()
     """Vectors here that are (n, 1) there."""
+    rows: Collection[str] = ()
+    """Vectors here that are (1, n) there at convolutions."""
     channels: Collection[str] = ()
     """Vectors here that are (1, n, 1, …) at convolutions."""
     kernels: Mapping[str, int] = field(default_factory=dict)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +16,44 @@ from trimtab.core.errors import InputError
 from trimtab.core.method import Method, Values
 
 
-def parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that train: what an optimizer gets."""
+@overload
+def parameters(model: nn.Module) -> list[nn.Parameter]: ...
+@overload
+def parameters(model: nn.Module, lr: float) -> list[dict[str, Any]]: ...
+def parameters(
+    model: nn.Module, lr: float | None = None
+) -> list[nn.Parameter] | list[dict[str, Any]]:
+    """The parameters that train: what an optimizer gets.
+
+    With `lr` they come in groups, each with its own learning rate: `lr` times what the method says,
+    such as the `lr_ratio` of `LoRA`.
+    """
     acting = list(record(model).acting())
     intact(model, acting)
-    return [
+    found = [
         parameter
         for adapter in acting
         for parameter in adapter.parameters()
         if parameter.requires_grad
     ]
+    rates = {parameter: rate for one in acting for parameter, rate in one.rates().items()}
+    if lr is not None:
+        return grouped({"params": found, "lr": lr}, rates)
+    if rates:
+        warnings.warn(
+            "a method here asks for several learning rates, and a plain list of parameters has "
+            "one: give the optimizer trimtab.parameters(model, lr=…)",
+            stacklevel=2,
+        )
+    return found
+
+
+def grouped(group: Mapping[str, Any], rates: Mapping[nn.Parameter, float]) -> list[dict[str, Any]]:
+    """An optimizer's group of parameters, as one group for each learning rate."""
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for parameter in group["params"]:
+        by_rate.setdefault(rates.get(parameter, 1.0), []).append(parameter)
+    return [{**group, "params": some, "lr": group["lr"] * rate} for rate, some in by_rate.items()]
 
 
 def penalty(model: nn.Module) -> Tensor:

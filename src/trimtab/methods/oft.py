@@ -23,7 +23,7 @@ from torch import Tensor
 from trimtab.core.call import Call
 from trimtab.core.method import Names, Param, Transform, Values
 from trimtab.core.operator import Operator, Patches
-from trimtab.core.rotation import cayley, cayley_neumann, skew, turned
+from trimtab.core.rotation import cayley, cayley_neumann, skew, turned, width
 from trimtab.core.site import Site
 from trimtab.methods._peft_oft import OFT_NAMES
 
@@ -58,18 +58,18 @@ class OFT(Transform):
 
     def accepts(self, site: Site) -> str | None:
         narrow = "it has one feature, and nothing to rotate"
-        return super().accepts(site) or (narrow if _width(site) < 2 else None)
+        return super().accepts(site) or (narrow if width(site) < 2 else None)
 
     def block_size(self, site: Site) -> int:
-        width = _width(site)
-        divisors = [d for d in range(2, width + 1) if width % d == 0]
+        n = width(site)
+        divisors = [d for d in range(2, n + 1) if n % d == 0]
         if self.blocks:
-            return min((abs(width // d - self.blocks), -d, d) for d in divisors)[-1]
+            return min((abs(n // d - self.blocks), -d, d) for d in divisors)[-1]
         return min((abs(d - self.block), d) for d in divisors)[-1]
 
     def init(self, site: Site) -> dict[str, Param]:
         b = self.block_size(site)
-        shape = (1 if self.share else _width(site) // b, b * (b - 1) // 2)
+        shape = (1 if self.share else width(site) // b, b * (b - 1) // 2)
         return {"S": Param(torch.zeros(shape), exact=True)}
 
     def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -101,7 +101,3 @@ class OFT(Transform):
     def after_backward(self, sites: Mapping[str, Values], step: int, total: int) -> None:
         for p in sites.values():
             p.S.copy_(self._bounded(p.S))
-
-
-def _width(site: Site) -> int:
-    return site.out_features if site.geometry.kind == "embedding" else site.in_features

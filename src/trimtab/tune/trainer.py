@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from trimtab.core.adapter import Adapter, carries
 from trimtab.core.errors import TrimtabError
-from trimtab.core.training import penalty
+from trimtab.core.training import grouped, penalty
 from trimtab.store.files import read_json, read_tensors, write_json, write_tensors
 
 TENSORS = "adapter.safetensors"
@@ -124,6 +124,16 @@ class AdapterTrainer(Trainer):
         self.adapter, self.task, self.memory = adapter, task, memory
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss below is a mean over the micro-batch
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """With the learning rates that the method asks for."""
+        made = self.optimizer is not None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if (rates := self.adapter.rates()) and not made:
+            optimizer.param_groups = [
+                one for group in optimizer.param_groups for one in grouped(group, rates)
+            ]
+        return optimizer
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any

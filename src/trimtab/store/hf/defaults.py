@@ -87,7 +87,7 @@ _NORMS = {
 }
 _TABLES = {
     **dict.fromkeys(("LORA", "LOHA", "OFT", "LOKR", "HIRA", "RANDLORA"), _ATTENTION),
-    **dict.fromkeys(("UNILORA", "DELORA", "GRALORA"), _ATTENTION),
+    **dict.fromkeys(("UNILORA", "DELORA", "GRALORA", "BOFT", "HRA", "ROAD"), _ATTENTION),
     "VERA": {
         **_ATTENTION,
         "q_proj v_proj fc1 fc2": "",

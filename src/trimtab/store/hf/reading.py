@@ -189,11 +189,13 @@ class _Reading:
     def _shaped(self, site: Site, own: str, tensor: Tensor) -> Tensor:
         """Matrices and vectors, whatever shape convolutions have there."""
         conv = site.geometry.kind == "conv"
+        if conv and own in self.names.rows and tensor.ndim == 2 and tensor.shape[0] == 1:
+            return tensor[0]
         if own in self.names.columns and tensor.ndim == 2 and tensor.shape[1] == 1:
             return tensor[:, 0]
         if conv and own in self.names.channels and tensor.numel() == site.out_features:
             return tensor.flatten()
-        return tensor.flatten(1) if conv and tensor.ndim > 1 else tensor
+        return tensor.flatten(1) if conv and self.names.patches and tensor.ndim > 1 else tensor
 
     def _orientation(self, tensor: Tensor) -> dict[str, str]:
         if not self.names.oriented:

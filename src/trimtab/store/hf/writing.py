@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -40,6 +41,10 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
     """The adapter in HF PEFT's format, or an `InputError` that says what that format cannot
     hold.
     """
+    members = [delta.alike() for delta in adapter.members]
+    if members != adapter.members:
+        entries = tuple((delta.site.name, delta.method) for delta in members)
+        adapter = dataclasses.replace(adapter, entries=entries, members=members)
     beside = {Whole.name, BIASES}
     acting = {site: method for site, method in adapter.entries if method.name not in beside}
     kinds = {method.name for method in acting.values()}
@@ -242,6 +247,8 @@ def _drawn_again(
 
 def _shaped(names: Names, geometry: Geometry, own: str, tensor: Tensor) -> Tensor:
     """The shape that a tensor has there."""
+    if own in names.rows and geometry.kind == "conv":
+        return tensor[None]
     if own in names.columns:
         return tensor[:, None]
     if geometry.kind == "conv" and own in names.kernels:

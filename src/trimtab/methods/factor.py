@@ -1,0 +1,97 @@
+"""Low-rank factors of the weight itself. Meng, Wang and Zhang 2024 (PiSSA), arXiv:2404.02948.
+
+    W ≈ U0 V0, the truncated singular value decomposition, √Σ on either side
+    W' = W + U V - U0 V0   (residual frozen),   W' = U V   (residual dropped)
+
+What is trained is what matters most of W, not noise and zeros as in LoRA. With the residual frozen
+the adapted model starts at the base, and other formats hold it as LoRA of rank 2 r. Without it the
+map is compressed: W is not used any more.
+
+Use it where a weight is to be compressed (`residual="dropped"`), or trained along its own principal
+directions (`"frozen"`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trimtab.core.call import Call
+from trimtab.core.method import Method, Param, Transform, Values
+from trimtab.core.operator import Operator, Patches, linear
+from trimtab.core.registry import build
+from trimtab.core.site import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factor(Transform):
+    """The leading `rank` singular triplets of W, as two trained factors; with `energy` as many as
+    hold that share of the squared singular values. `residual` is "frozen" or "dropped"."""
+
+    name = "factor"
+    paper = "arXiv:2404.02948"
+    kinds = frozenset({"linear", "embedding", "conv"})
+    learning_rate = 2e-4
+
+    rank: int = 16
+    energy: float = 0.0
+    residual: str = "frozen"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("rank", self.rank >= 1, "be at least 1")
+        self.require("energy", 0 <= self.energy <= 1, "lie in [0, 1]")
+        self.require("residual", self.residual in ("frozen", "dropped"), "be frozen or dropped")
+
+    @property
+    def starts_at_base(self) -> str | None:  # type: ignore[override]
+        return "what is beyond the rank is dropped" if self.residual == "dropped" else None
+
+    def accepts(self, site: Site) -> str | None:
+        several = "its matrices would differ in rank: choose `rank` in the place of `energy`"
+        return super().accepts(site) or (several if self.energy and site.geometry.count else None)
+
+    def init(self, site: Site) -> dict[str, Param]:
+        W = site.matrix
+        U, S, V = torch.linalg.svd(W.to(torch.promote_types(W.dtype, torch.float32)), False)
+        r, frozen = self._rank(S), self.residual == "frozen"
+        half = S[:r].sqrt()
+        start = {"U": U[:, :r] * half, "V": half[:, None] * V[:r]}
+        fixed = {f"{name}0": Param(t.clone(), False, exact=True) for name, t in start.items()}
+        trained = {name: Param(t, exact=frozen) for name, t in start.items()}
+        return trained | (fixed if frozen else {})
+
+    def _rank(self, S: Tensor) -> int:
+        if not self.energy:
+            return min(self.rank, len(S))
+        held = S.double().square().cumsum(0)
+        return min(int((held < self.energy * held[-1]).sum()) + 1, len(S))
+
+    def _factors(self, p: Values, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """B and A, whose product joins W or stands in its place: with W they are of rank 2 r, since
+        U V - U0 V0 = (U - U0) V + U0 (V - V0), which rounding leaves small."""
+        B, A = p.U, p.V
+        if self.residual == "frozen":
+            B, A = torch.cat([B - p.U0, p.U0], -1), torch.cat([A, A - p.V0], -2)
+        return B.to(dtype), A.to(dtype)
+
+    def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        B, A = self._factors(p, W.dtype)
+        return W + B @ A if self.residual == "frozen" else B @ A, b
+
+    def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
+        gain, dtype = inner.geometry.gain, x.dtype if x.dtype.is_floating_point else inner.dtype
+        B, A = self._factors(p, dtype)
+        grouped = isinstance(x, Patches) and x.module.groups > 1
+        y = gain * (linear(x, B @ A) if grouped else linear(linear(x, A), B))
+        base = inner(x) if self.residual == "frozen" else inner.bias
+        return y if base is None else (base + y).to(base.dtype)
+
+    def alike(self, p: Values) -> tuple[Method, dict[str, Tensor]] | None:
+        if self.residual == "dropped":
+            return None
+        B, A = self._factors(p, p.U.dtype)
+        rank = A.shape[-2]
+        return build("lora", {"rank": rank, "alpha": float(rank)}), {"A": A, "B": B}
