@@ -26,12 +26,15 @@ from trimtab.core.training import penalty as penalty
 from trimtab.match import match as match
 from trimtab.methods.adalora import AdaLoRA as AdaLoRA
 from trimtab.methods.bitfit import BitFit as BitFit
+from trimtab.methods.c3a import C3A as C3A
 from trimtab.methods.coda import CoDA as CoDA
 from trimtab.methods.compacter import Compacter as Compacter
 from trimtab.methods.compacter import CompacterPlus as CompacterPlus
 from trimtab.methods.conditional import Conditional as Conditional
 from trimtab.methods.diff_pruning import DiffPruning as DiffPruning
 from trimtab.methods.dora import DoRA as DoRA
+from trimtab.methods.fish import Fish as Fish
+from trimtab.methods.fourierft import FourierFT as FourierFT
 from trimtab.methods.full import Full as Full
 from trimtab.methods.fusion import Fusion as Fusion
 from trimtab.methods.head import Head as Head
@@ -42,6 +45,7 @@ from trimtab.methods.layers import Layers as Layers
 from trimtab.methods.ln import LNTuning as LNTuning
 from trimtab.methods.loha import LoHa as LoHa
 from trimtab.methods.lora import LoRA as LoRA
+from trimtab.methods.miss import MiSS as MiSS
 from trimtab.methods.oft import OFT as OFT
 from trimtab.methods.parallel import Parallel as Parallel
 from trimtab.methods.pfeiffer import Pfeiffer as Pfeiffer
@@ -49,6 +53,7 @@ from trimtab.methods.prefix import PrefixTuning as PrefixTuning
 from trimtab.methods.prompt import PromptTuning as PromptTuning
 from trimtab.methods.ptuning import PTuning as PTuning
 from trimtab.methods.reft import ReFT as ReFT
+from trimtab.methods.shira import SHiRA as SHiRA
 from trimtab.methods.side import Side as Side
 from trimtab.methods.tokens import Tokens as Tokens
 from trimtab.methods.vera import VeRA as VeRA

@@ -104,10 +104,13 @@ def test_no_targets_for_a_model_that_nobody_knows() -> None:
         hf.plan(LoraConfig(), nn.Sequential(nn.Linear(2, 2)))
 
 
+KINDS = ("LORA", "LOHA", "IA3", "VERA", "OFT", "ADALORA", "FOURIERFT", "C3A", "MISS", "SHIRA")
+
+
 @pytest.mark.parametrize(
     ("kind", "table"),
     [
-        *((kind, kind) for kind in ("LORA", "LOHA", "IA3", "VERA", "OFT", "ADALORA")),
+        *((kind, kind) for kind in KINDS),
         ("LN_TUNING", "LNTUNING"),
     ],
 )
@@ -126,6 +129,7 @@ NEW: dict[str, tuple[str, Any]] = {
     "dora": ("bert", LoraConfig(r=4, use_dora=True, target_modules=["query", "dense"])),
     "adalora": ("bert", peft.AdaLoraConfig(total_step=5)),
     "oft": ("bert", peft.OFTConfig(oft_block_size=8)),
+    "vera with biases": ("bert", peft.VeraConfig(r=4, bias="vera_only")),
     "ln": ("gpt2", peft.LNTuningConfig()),
     "tokens": ("llama", peft.TrainableTokensConfig(token_indices=[3, 5])),
     "tied tokens": ("gpt2", peft.TrainableTokensConfig(token_indices=[3, 5])),

@@ -22,11 +22,18 @@ from trimtab.tune.run import tune
 Settings = Callable[..., Config]
 REFUSED = {
     "conditional": "task_ids",
+    "fish": "trimtab.init.fisher",
     "fusion": "other adapters",
     "whole": "--train",
 }
 SAVEABLE = sorted(set(trimtab.methods()) - {"lora", "full", *REFUSED})
-STATEFUL = {"adalora", "knowledge", "vera"}  # of what they save, some is not trained
+STATEFUL = {
+    "adalora",
+    "fourierft",
+    "knowledge",
+    "shira",
+    "vera",
+}  # of what they save, some is not trained
 
 
 @pytest.mark.parametrize(

@@ -85,13 +85,19 @@ _NORMS = {
     "post_feedforward_layernorm norm": "gemma2 gemma3_text",
     "post_attention_layernorm": "qwen2 qwen3",
 }
+_NARROW_PHI = {
+    **_ATTENTION,
+    "q_proj v_proj fc1 fc2": "",
+    "q_proj v_proj": f"{_ATTENTION['q_proj v_proj']} phi",
+}
+_NO_FUSED = {
+    **{key: _ATTENTION[key] for key in _ATTENTION if key != "c_attn"},
+    "mlp.c_proj": "gpt2 gpt_bigcode",
+}
 _TABLES = {
-    **dict.fromkeys(("LORA", "LOHA", "OFT"), _ATTENTION),
-    "VERA": {
-        **_ATTENTION,
-        "q_proj v_proj fc1 fc2": "",
-        "q_proj v_proj": f"{_ATTENTION['q_proj v_proj']} phi",
-    },
+    **dict.fromkeys(("LORA", "LOHA", "OFT", "MISS"), _ATTENTION),
+    **dict.fromkeys(("FOURIERFT", "C3A"), _NO_FUSED),
+    **dict.fromkeys(("VERA", "SHIRA"), _NARROW_PHI),
     "IA3": _SCALED,
     "ADALORA": _ALLOTTED,
     "LN_TUNING": _NORMS,

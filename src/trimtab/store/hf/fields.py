@@ -22,7 +22,7 @@ _HARMLESS = {
 }
 _SITES = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("modules_to_save", "feedforward_modules", "rank_pattern", "alpha_pattern"),
+    *("modules_to_save", "feedforward_modules"),
     TOKENS,
 }
 _CHANGING = {"pissa", "olora", "loftq", "corda"}
@@ -58,7 +58,7 @@ def chosen(config: Mapping[str, Any]) -> tuple[type[Method], Names]:
 
 def _check_forms(config: Mapping[str, Any]) -> None:
     """The fields that say where the adapter acts: their form, and that patterns are patterns."""
-    for field in sorted(_SITES):
+    for field in sorted({*_SITES, *_by_site(config)}):
         value = config.get(field)
         form, fits = _form(field)
         if value is not None and not fits(value):
@@ -79,7 +79,7 @@ def _form(field: str) -> tuple[str, Callable[[Any], bool]]:
                 or (isinstance(value, dict) and all(_are(int, one) for one in value.values()))
             ),
         )
-    if field in {"rank_pattern", "alpha_pattern"}:
+    if field.endswith("_pattern") and field not in _SITES:
         return "an object", lambda value: isinstance(value, dict)
     if field == "layers_to_transform":
         return (
@@ -100,9 +100,14 @@ def _patterns(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for field in ("target_modules", "exclude_modules", "feedforward_modules"):
         if isinstance(config.get(field), str):
             yield field, config[field]
-    for field in ("rank_pattern", "alpha_pattern"):
+    for field in _by_site(config):
         yield from ((field, ending(one)) for one in config.get(field) or ())
     yield from (("layers_pattern", pattern) for pattern in layer_patterns(config))
+
+
+def _by_site(config: Mapping[str, Any]) -> list[str]:
+    """The fields by which a hyper-parameter differs by site, such as `rank_pattern`."""
+    return sorted(field for field in config if field.endswith("_pattern") and field not in _SITES)
 
 
 def ending(pattern: str) -> str:
@@ -144,14 +149,14 @@ def _refuse_unknown(config: Mapping[str, Any], cls: type[Method], names: Names) 
 def _understood(names: Names) -> set[str]:
     known = {
         "feedforward_modules": names.oriented is not None,
-        "rank_pattern": "rank" in names.patterns or bool(names.masked),
-        "alpha_pattern": "alpha" in names.patterns,
+        "rank_pattern": bool(names.masked),
         "save_projection": bool(names.common),
         TOKENS: names.tokens,
     }
     sites = _SITES - known.keys() | {field for field, holds in known.items() if holds}
     more = names.more.names if names.more else ()
-    return {*sites, *names.fields.values(), *names.flags, *more}
+    patterns = {f"{own}_pattern" for own in names.patterns}
+    return {*sites, *patterns, *names.fields.values(), *names.flags, *more}
 
 
 def is_off(value: Any) -> bool:

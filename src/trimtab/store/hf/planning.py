@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from trimtab.core.errors import InputError, SiteNotFound
-from trimtab.core.method import Method
+from trimtab.core.method import Method, Names
 from trimtab.core.registry import lookup
 from trimtab.core.site import Site
 from trimtab.match import sites
@@ -44,7 +44,8 @@ def plan(config: Any, model: nn.Module) -> Pairs:
     _complete(fields, model)
     cls, named = chosen(fields)
     for field, allowed in STARTS.items():
-        if field in fields and fields[field] != allowed[0]:
+        known_here = named.more is not None and field in named.more.names
+        if field in fields and fields[field] != allowed[0] and not known_here:
             raise InputError(
                 f"{CONFIG}: {field}={fields[field]!r}: a new adapter starts as {cls.name} starts "
                 f"({field}={allowed[0]!r})"
@@ -69,7 +70,7 @@ def plan(config: Any, model: nn.Module) -> Pairs:
             pairs.append((site, method))
         if rows := token_ids(fields, site.name, site):
             pairs += _rows(site, rows, known)
-        if _shifted(fields, site, targeted):
+        if _shifted(fields, named, site, targeted):
             pairs.append((site, lookup(BIASES)()))
     if not any(isinstance(method, cls) for _, method in pairs):
         able = {one.name.rpartition(".")[2] for one in known if cls().accepts(one) is None}
@@ -140,11 +141,12 @@ def _orientation(fields: Mapping[str, Any], site: Site) -> dict[str, str]:
     return {"scales": "input" if inputs else "output"}
 
 
-def _shifted(fields: Mapping[str, Any], site: Site, targeted: bool) -> bool:
+def _shifted(fields: Mapping[str, Any], named: Names, site: Site, targeted: bool) -> bool:
     """Whether the site's bias trains."""
     if targeted and fields.get("lora_bias"):
         if reason := lookup(BIASES)().accepts(site):
             raise InputError(f"{CONFIG}: lora_bias cannot act at {site.name!r}: {reason}")
         return True
-    everywhere = fields.get("bias") == "all" or (targeted and fields.get("bias") == "lora_only")
-    return everywhere and lookup(BIASES)().accepts(site) is None
+    bias = fields.get("bias")
+    trains = bias == "all" or (targeted and bias is not None and bias == named.biases)
+    return trains and lookup(BIASES)().accepts(site) is None

@@ -192,7 +192,7 @@ def _config(
         }
         config["feedforward_modules"] = sorted(scaled)
     for own in names.patterns:
-        config[f"{own}_pattern"] = _differing(acting, usual, own)
+        config[f"{own}_pattern"] = _differing(acting, usual, own, names)
     if names.masked:
         masks = {
             s: d.tensors()["mask"]
@@ -232,9 +232,11 @@ def _tokens(adapter: Adapter, acting: Mapping[str, Method]) -> dict[str, Any]:
     return {TOKENS: found} if found else {}
 
 
-def _differing(acting: Mapping[str, Method], usual: Method, own: str) -> dict[str, Any]:
+def _differing(
+    acting: Mapping[str, Method], usual: Method, own: str, names: Names
+) -> dict[str, Any]:
     return {
-        re.escape(site): getattr(method, own)
+        site if names.exact_patterns else re.escape(site): getattr(method, own)
         for site, method in acting.items()
         if getattr(method, own) != getattr(usual, own)
     }
