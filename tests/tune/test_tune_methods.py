@@ -27,13 +27,8 @@ REFUSED = {
     "whole": "--train",
 }
 SAVEABLE = sorted(set(trimtab.methods()) - {"lora", "full", *REFUSED})
-STATEFUL = {
-    "adalora",
-    "fourierft",
-    "knowledge",
-    "shira",
-    "vera",
-}  # of what they save, some is not trained
+# Of what they save, some is not trained.
+STATEFUL = {"adalora", "fourierft", "knowledge", "shira", "vera"}
 
 
 @pytest.mark.parametrize(

@@ -30,14 +30,11 @@ FORMS, STARTS = ("balance", "mini", "bat"), ("zeros", "kaiming_uniform")
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     """`init_weights` is one of the other forms, or whether it starts at zero."""
     said = config.get("init_weights", True)
-    if isinstance(said, bool):
-        return {"start": STARTS[not said]}
-    return {"form": said}
+    return {"start": STARTS[not said]} if isinstance(said, bool) else {"form": said}
 
 
 def _write(method: Any) -> dict[str, Any]:
-    plain = method.form == "balance"
-    return {"init_weights": method.start == "zeros" if plain else method.form}
+    return {"init_weights": method.start == "zeros" if method.form == "balance" else method.form}
 
 
 @dataclass(frozen=True, kw_only=True)
