@@ -18,6 +18,7 @@ from test_store_hf_types import PLACES
 
 import trimtab
 from trimtab.core.adapter import record
+from trimtab.store.describe import describe
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning"),
@@ -246,3 +247,13 @@ def test_places_beyond_the_matrix(peft_writes: Writes) -> None:
     save_file(tensors, path)
     with pytest.raises(trimtab.AdapterMismatch, match=r"indices.*beyond"):
         trimtab.load(bert.model(), folder)
+
+
+@pytest.mark.parametrize("method", [trimtab.SHiRA(rank=2), trimtab.MiSS()], ids=["shira", "miss"])
+def test_what_a_folder_holds_without_a_model(method: Any, tmp_path: Path) -> None:
+    """The size of the site, which these laws ask for, is in no file of tensors."""
+    model = cases.by_name("bert").model()
+    adapter = trimtab.attach(model, method, "query")
+    found = describe(trimtab.save(model, tmp_path)).sites
+    shapes = [{k: tuple(t.shape) for k, t in d.tensors().items()} for _, d in adapter.deltas()]
+    assert [site.shapes for site in found] == shapes
