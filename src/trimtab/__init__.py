@@ -27,6 +27,7 @@ from trimtab.match import match as match
 from trimtab.methods.adalora import AdaLoRA as AdaLoRA
 from trimtab.methods.bitfit import BitFit as BitFit
 from trimtab.methods.boft import BOFT as BOFT
+from trimtab.methods.c3a import C3A as C3A
 from trimtab.methods.coda import CoDA as CoDA
 from trimtab.methods.compacter import Compacter as Compacter
 from trimtab.methods.compacter import CompacterPlus as CompacterPlus
@@ -35,6 +36,8 @@ from trimtab.methods.delora import DeLoRA as DeLoRA
 from trimtab.methods.diff_pruning import DiffPruning as DiffPruning
 from trimtab.methods.dora import DoRA as DoRA
 from trimtab.methods.factor import Factor as Factor
+from trimtab.methods.fish import Fish as Fish
+from trimtab.methods.fourierft import FourierFT as FourierFT
 from trimtab.methods.full import Full as Full
 from trimtab.methods.fusion import Fusion as Fusion
 from trimtab.methods.gated import GatedAdapter as GatedAdapter
@@ -53,6 +56,7 @@ from trimtab.methods.loha import LoHa as LoHa
 from trimtab.methods.lokr import LoKr as LoKr
 from trimtab.methods.lora import LoRA as LoRA
 from trimtab.methods.mam import MAM as MAM
+from trimtab.methods.miss import MiSS as MiSS
 from trimtab.methods.multitask_prompt import MultitaskPrompt as MultitaskPrompt
 from trimtab.methods.oft import OFT as OFT
 from trimtab.methods.parallel import Parallel as Parallel
@@ -64,6 +68,7 @@ from trimtab.methods.randlora import RandLoRA as RandLoRA
 from trimtab.methods.reft import ReFT as ReFT
 from trimtab.methods.road import Road as Road
 from trimtab.methods.shared import Shared as Shared
+from trimtab.methods.shira import SHiRA as SHiRA
 from trimtab.methods.side import Side as Side
 from trimtab.methods.tokens import Tokens as Tokens
 from trimtab.methods.unipelt import UniPELT as UniPELT

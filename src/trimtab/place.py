@@ -29,6 +29,7 @@ def build(
     """The fresh deltas of an adapter and what they share, not yet on the model; on the sites'
     devices, or on another.
     """
+    pairs = [(site, method.settled(site)) for site, method in pairs]
     grouped: dict[Method, list[Site]] = {}
     for site, method in pairs:
         grouped.setdefault(method, []).append(site)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import gcd
 
 from trimtab.core.layout import runs
 from trimtab.core.site import Site
@@ -135,6 +136,11 @@ FORMULAS: dict[str, Formula] = {
     "road": _sum(lambda s: s.out_features),
     "factor": _sum(lambda s: min(16, *s.matrix.shape) * (s.in_features + s.out_features)),
     "adalora": _sum(lambda s: 12 * (s.in_features + s.out_features + 1)),
+    "fourierft": _sum(lambda s: min(1000, s.in_features * s.out_features)),
+    "c3a": _sum(lambda s: s.in_features * s.out_features // gcd(s.in_features, s.out_features)),
+    "miss": _sum(lambda s: 16 * s.out_features),
+    "shira": _sum(lambda s: 8 * (s.in_features + s.out_features)),
+    "fish": _sum(lambda s: round(0.005 * s.in_features * s.out_features)),
     "diff-pruning": _sum(lambda s: 2 * s.in_features * s.out_features),
     "vera": _sum(lambda s: 256 + s.out_features),
     "tokens": _sum(lambda s: s.in_features * s.out_features),

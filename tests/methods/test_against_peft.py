@@ -282,6 +282,58 @@ def test_further(kind: str, method: Method, config: Any, names: dict[str, str]) 
     same(*both(kind, method, config, names), rtol=1e-4, atol=1e-5)
 
 
+FOURIERFT = {
+    "linear": ("linear", {"n_frequency": 20}, {"n_frequency": 20}),
+    "Conv1D": ("Conv1D", {"n_frequency": 20}, {"n_frequency": 20, "fan_in_fan_out": True}),
+    "every one": ("linear", {"n_frequency": 5000}, {"n_frequency": 96}),
+    "scaled": (
+        "linear",
+        {"n_frequency": 9, "scaling": 20.0, "seed": 3},
+        {"n_frequency": 9, "scaling": 20.0, "random_loc_seed": 3},
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "mine", "other"), FOURIERFT.values(), ids=list(FOURIERFT))
+def test_fourierft(kind: str, mine: dict[str, Any], other: dict[str, Any]) -> None:
+    config = peft.FourierFTConfig(target_modules=["0"], **other)
+    method = trimtab.FourierFT(**mine)
+    same(*both(kind, method, config, {"c": "fourierft_spectrum.default"}), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_c3a(block: int) -> None:
+    config = peft.C3AConfig(target_modules=["0"], block_size=block)
+    method = trimtab.C3A(block_size=block)
+    same(*both("linear", method, config, {"w": "c3a_kernel.default"}))
+
+
+MISS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "shards that divide": ({"rank": 4}, {"r": 4}),
+    "a shard cut off": ({"rank": 5}, {"r": 5}),
+    "one shard": ({"rank": 12}, {"r": 12}),
+    "bat": ({"rank": 4, "form": "bat"}, {"r": 4, "init_weights": "bat"}),
+    "mini": (
+        {"rank": 5, "form": "mini", "mini": 2},
+        {"r": 5, "init_weights": "mini", "mini_r": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize(("mine", "other"), MISS.values(), ids=list(MISS))
+def test_miss(mine: dict[str, Any], other: dict[str, Any]) -> None:
+    config = peft.MissConfig(target_modules=["0"], **other)
+    same(*both("linear", trimtab.MiSS(**mine), config, {"D": "miss_block.default"}))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly:UserWarning")
+@pytest.mark.parametrize("seed", [None, 7])
+def test_shira(seed: int | None) -> None:
+    config = peft.ShiraConfig(target_modules=["0"], r=2, random_seed=seed)
+    method = trimtab.SHiRA(rank=2, seed=seed)
+    same(*both("linear", method, config, {"values": "shira_weight.default"}))
+
+
 @pytest.mark.parametrize("seed", [0, 7])
 def test_vera_draws_the_same(seed: int) -> None:
     def model() -> nn.Module:

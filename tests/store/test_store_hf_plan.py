@@ -104,12 +104,16 @@ def test_no_targets_for_a_model_that_nobody_knows() -> None:
         hf.plan(LoraConfig(), nn.Sequential(nn.Linear(2, 2)))
 
 
+KINDS = (
+    *("LORA", "LOHA", "IA3", "VERA", "OFT", "ADALORA", "FOURIERFT", "C3A", "MISS", "SHIRA"),
+    *("LOKR", "HIRA", "RANDLORA", "VBLORA", "UNILORA", "DELORA", "GRALORA", "BOFT", "HRA", "ROAD"),
+)
+
+
 @pytest.mark.parametrize(
     ("kind", "table"),
     [
-        *((kind, kind) for kind in ("LORA", "LOHA", "IA3", "VERA", "OFT", "ADALORA")),
-        *((kind, kind) for kind in ("LOKR", "HIRA", "RANDLORA", "VBLORA", "UNILORA", "DELORA")),
-        *((kind, kind) for kind in ("GRALORA", "BOFT", "HRA", "ROAD")),
+        *((kind, kind) for kind in KINDS),
         ("LN_TUNING", "LNTUNING"),
     ],
 )

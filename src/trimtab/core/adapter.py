@@ -44,6 +44,11 @@ class Adapter:
         """Its methods, each once."""
         return frozenset(method for _, method in self.entries)
 
+    def renew(self) -> None:
+        """Take up what its deltas have become."""
+        self.entries = tuple((delta.site.name, delta.method) for delta in self.members)
+        self.__dict__.pop("methods", None)
+
     @functools.cached_property
     def beside(self) -> bool:
         """Whether it has a network beside a stack, which reads the stack's blocks."""

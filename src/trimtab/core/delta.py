@@ -89,6 +89,10 @@ class Delta(Tensors):
     total: int
     shared: Tensors | None
 
+    def become(self, method: Method) -> None:
+        """Another of its kind, whose tensors are already here."""
+        self._know(method=method)
+
     def values(self, dtype: torch.dtype) -> Values:
         return self._values(
             {} if self.shared is None else self.shared.cast(dtype), self.cast(dtype)

@@ -16,7 +16,7 @@ from trimtab.core.errors import InputError
 from trimtab.core.names import Fields as Fields
 from trimtab.core.names import Form as Form
 from trimtab.core.names import Names as Names
-from trimtab.core.operator import Operator, Patches, dropout, linear
+from trimtab.core.operator import Operator, Patches, dropout, linear, multiplied
 from trimtab.core.registry import check, frozen, register
 from trimtab.core.site import Geometry, Site, peculiar
 
@@ -133,6 +133,18 @@ class Method(ABC):
         """The hyper-parameter that would have no effect at a site where the law can act."""
         return None
 
+    def settled(self, site: Site) -> Method:
+        """The method with those hyper-parameters filled in that it takes from the site."""
+        return self
+
+    def unready(self) -> str | None:
+        """None where it can be trained; otherwise what must be done first, and why."""
+        return None
+
+    def misfit(self, p: Values) -> str | None:
+        """None where a file's tensors of the right shapes can be used; otherwise what is wrong."""
+        return None
+
     def shared(self, sites: Sequence[Site]) -> dict[str, Param]:
         """The tensors that all sites of an adapter hold in common."""
         return {}
@@ -235,10 +247,7 @@ class Transform(Method):
     """(W', b') = affine(p, W, b); a method may state `forward` without forming W'."""
 
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
-        W, b = self.affine(p, inner.weight, inner.bias)
-        dtype = x.dtype if x.dtype.is_floating_point else inner.dtype
-        y = linear(x, W.to(dtype), None if b is None else b.to(dtype))
-        return y if inner.geometry.gain == 1 else inner.geometry.gain * y
+        return multiplied(inner, x, *self.affine(p, inner.weight, inner.bias))
 
 
 @dataclass(frozen=True, kw_only=True)

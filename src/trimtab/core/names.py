@@ -38,7 +38,9 @@ class Names:
     flags: Mapping[str, Any] = field(default_factory=dict)
     """Fields and their values that tell it from other methods of the type."""
     patterns: Collection[str] = ("rank", "alpha")
-    """The hyper-parameters that may differ by site, by `rank_pattern` and `alpha_pattern`."""
+    """The hyper-parameters that may differ by site, by `rank_pattern` and the like."""
+    exact_patterns: bool = False
+    """Whether those name a module in full as it is, where others are regular expressions alone."""
     spelled: Mapping[str, str] = field(default_factory=dict)
     """Those whose pattern has another name."""
     columns: Collection[str] = ()

@@ -250,6 +250,13 @@ def linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x if x.is_contiguous() else x.contiguous(), weight, bias)
 
 
+def multiplied(inner: Operator, x: Any, W: Tensor, b: Tensor | None) -> Tensor:
+    """What `inner` would compute of x with this matrix and bias for its own."""
+    dtype = x.dtype if x.dtype.is_floating_point else inner.dtype
+    y = linear(x, W.to(dtype), None if b is None else b.to(dtype))
+    return y if inner.geometry.gain == 1 else inner.geometry.gain * y
+
+
 def dropout(x: Any, p: float, training: bool) -> Any:
     """Dropout of what a law multiplies; whole numbers have none."""
     if not (p and training):

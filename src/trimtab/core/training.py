@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trimtab.core import sharded
 from trimtab.core.adapter import Adapter, intact, record, unwrap
 from trimtab.core.delta import Delta
-from trimtab.core.errors import InputError
+from trimtab.core.errors import InputError, StateError
 from trimtab.core.method import Method, Values
 
 
@@ -96,6 +96,8 @@ def after_backward(model: nn.Module, step: int, total: int) -> None:
     switch.scheduled |= set(switch.active)
     for adapter in record(model).acting():
         for method, sites in _by_method(adapter).items():
+            if (what := method.unready()) is not None:
+                raise StateError(f"adapter {adapter.name!r}, {method.name}: {what}")
             if not scheduled(method):
                 continue
             pieces = sharded.Pieces()
@@ -118,6 +120,16 @@ def warn_unscheduled(model: nn.Module, adapter: Adapter) -> None:
             f"the schedule of {', '.join(names)} did not run, and nothing was pruned. Call it "
             "before each step of the optimizer (for the Trainer of transformers: "
             "callbacks=[trimtab.tune.schedule.Schedule()])",
+            stacklevel=3,
+        )
+
+
+def warn_unready(model: nn.Module, adapter: Adapter) -> None:
+    """An adapter that was trained before it was ready is not what its method promises either."""
+    reasons = sorted({f"{m.name}: {what}" for m in adapter.methods if (what := m.unready())})
+    if reasons and adapter.name in record(model).switch.trained:
+        warnings.warn(
+            f"adapter {adapter.name!r} was trained before it was ready: {'; '.join(reasons)}",
             stacklevel=3,
         )
 

@@ -105,7 +105,9 @@ def _site(
     try:
         with torch.no_grad():
             norm = float(method.delta(Values(own, training=False)).norm())
-    except (AttributeError, RuntimeError):
+    except (AttributeError, RuntimeError) as error:
+        if getattr(error, "name", "") == "site":  # a law that asks for its size, which no file has
+            return counted
         raise AdapterMismatch(
             f"the tensors of {name!r} are not those of {method.name}: {counted.shapes}"
         ) from None

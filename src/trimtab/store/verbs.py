@@ -16,7 +16,7 @@ from trimtab.core.compose import Composition
 from trimtab.core.errors import AdapterMismatch, InputError
 from trimtab.core.method import Selection
 from trimtab.core.site import Site
-from trimtab.core.training import warn_unscheduled
+from trimtab.core.training import warn_unready, warn_unscheduled
 from trimtab.match import sites
 from trimtab.place import Built, build, place
 from trimtab.store import adapterhub, compositions, fingerprint, hf, native
@@ -48,6 +48,7 @@ def save(
     if format not in formats:
         raise InputError(f"format is 'trimtab' or 'peft', not {format!r}")
     warn_unscheduled(model, adapter)
+    warn_unready(model, adapter)
     formats.pop(format).write(unwrap(model), adapter, folder)
     older = [file for other in formats.values() for file in (other.CONFIG, other.TENSORS)]
     for file in (*older, compositions.CONFIG):  # what lies there in another format
@@ -197,6 +198,11 @@ def _build(
     with torch.no_grad():
         for key, tensor in native.held(built).items():
             tensor.copy_(tensors[key])
+    for site, delta in built[0]:
+        if (wrong := delta.method.misfit(delta.live())) is not None:
+            raise AdapterMismatch(
+                f"adapter {adapter!r}, {delta.method.name} at {site.name!r}: {wrong}"
+            )
     return built
 
 

@@ -85,14 +85,20 @@ _NORMS = {
     "post_feedforward_layernorm norm": "gemma2 gemma3_text",
     "post_attention_layernorm": "qwen2 qwen3",
 }
+_NARROW_PHI = {
+    **_ATTENTION,
+    "q_proj v_proj fc1 fc2": "",
+    "q_proj v_proj": f"{_ATTENTION['q_proj v_proj']} phi",
+}
+_NO_FUSED = {
+    **{key: _ATTENTION[key] for key in _ATTENTION if key != "c_attn"},
+    "mlp.c_proj": "gpt2 gpt_bigcode",
+}
 _TABLES = {
     **dict.fromkeys(("LORA", "LOHA", "OFT", "LOKR", "HIRA", "RANDLORA"), _ATTENTION),
-    **dict.fromkeys(("UNILORA", "DELORA", "GRALORA", "BOFT", "HRA", "ROAD"), _ATTENTION),
-    "VERA": {
-        **_ATTENTION,
-        "q_proj v_proj fc1 fc2": "",
-        "q_proj v_proj": f"{_ATTENTION['q_proj v_proj']} phi",
-    },
+    **dict.fromkeys(("UNILORA", "DELORA", "GRALORA", "BOFT", "HRA", "ROAD", "MISS"), _ATTENTION),
+    **dict.fromkeys(("FOURIERFT", "C3A"), _NO_FUSED),
+    **dict.fromkeys(("VERA", "SHIRA"), _NARROW_PHI),
     "VBLORA": {
         "q k v o wi wo": "t5",
         "q k v o wi_0 wi_1 wo": "mt5",

@@ -109,6 +109,11 @@ def _patterns(config: Mapping[str, Any], names: Names) -> Iterator[tuple[str, st
     yield from (("layers_pattern", pattern) for pattern in layer_patterns(config))
 
 
+def _by_site(config: Mapping[str, Any]) -> list[str]:
+    """The fields by which a hyper-parameter differs by site, such as `rank_pattern`."""
+    return sorted(field for field in config if field.endswith("_pattern") and field not in _SITES)
+
+
 def ending(pattern: str) -> str:
     return rf"(.*\.)?({pattern})$"
 

@@ -56,7 +56,8 @@ def plan(config: Any, model: nn.Module) -> Pairs:
     _complete(fields, model)
     cls, named = chosen(fields)
     for field, allowed in STARTS.items():
-        if field in fields and fields[field] != allowed[0]:
+        known_here = named.more is not None and field in named.more.names
+        if field in fields and fields[field] != allowed[0] and not known_here:
             raise InputError(
                 f"{CONFIG}: {field}={fields[field]!r}: a new adapter starts as {cls.name} starts "
                 f"({field}={allowed[0]!r})"

@@ -310,7 +310,7 @@ def _config(
             "type HF PEFT goes by the last parts of names alone; use format='trimtab'"
         )
     for own in names.patterns:
-        config[names.pattern(own)] = _differing(acting, usual, own, by_name)
+        config[names.pattern(own)] = _differing(acting, usual, own, by_name, names)
     if names.masked:
         masks = {
             s: d.tensors()["mask"]
@@ -351,10 +351,14 @@ def _tokens(adapter: Adapter, acting: Mapping[str, Method]) -> dict[str, Any]:
 
 
 def _differing(
-    acting: Mapping[str, Method], usual: Method, own: str, by_name: Mapping[str, str]
+    acting: Mapping[str, Method],
+    usual: Method,
+    own: str,
+    by_name: Mapping[str, str],
+    names: Names,
 ) -> dict[str, Any]:
     return {
-        re.escape(by_name.get(site, site)): getattr(method, own)
+        site if names.exact_patterns else re.escape(by_name.get(site, site)): getattr(method, own)
         for site, method in acting.items()
         if getattr(method, own) != getattr(usual, own)
     }

@@ -1,0 +1,85 @@
+"""FourierFT: Parameter-Efficient Fine-Tuning with Discrete Fourier Transform. Gao et al. 2024,
+arXiv:2405.03003.
+
+    W' = W + scaling · Re ifft2(F),   F[u, v] = c at n places, 0 elsewhere
+
+The places are drawn from `seed` and are the same at all sites of one shape. Only c trains. The
+paper draws it from N(0, 1) (`start="gaussian"`), whose noise grows as matrices get smaller; here it
+starts at zero, so that the adapted model starts at the base. ΔW is dense: it is made again in the
+backward pass, and not kept.
+
+Use it where adapters must be small whatever the width: a site costs so many coefficients. Each step
+forms the whole matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from trimtab.core.method import Additive, Fields, Names, Param, Values
+from trimtab.core.recompute import product
+from trimtab.core.site import Site
+from trimtab.core.sparse import drawn, held, outside, scattered
+
+STARTS = {"gaussian": False, "zeros": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FourierFT(Additive):
+    """`n_frequency` trained coefficients of the update's spectrum at each site, or as many as its
+    matrix has numbers. `start` is "zeros" or "gaussian"."""
+
+    name = "fourierft"
+    paper = "arXiv:2405.03003"
+    learning_rate = 5e-2
+    hf: ClassVar[Names | None] = Names(
+        peft_type="FOURIERFT",
+        tensors={"c": "fourierft_spectrum"},
+        fields={"n_frequency": "n_frequency", "scaling": "scaling", "seed": "random_loc_seed"},
+        transposed=True,
+        biases="fourier_only",
+        patterns=("n_frequency",),
+        exact_patterns=True,
+        state=("indices",),
+        more=Fields(
+            ("init_weights",),
+            lambda config: {"start": "zeros" if config.get("init_weights") else "gaussian"},
+            lambda method: {"init_weights": STARTS[method.start]},
+        ),
+    )
+
+    n_frequency: int = 1000
+    scaling: float = 150.0
+    seed: int = 777
+    start: str = "zeros"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("n_frequency", self.n_frequency >= 1, "be at least 1")
+        self.require("seed", self.seed >= 0, "be at least 0")
+        self.require("start", self.start in STARTS, f"be one of {', '.join(STARTS)}")
+
+    def settled(self, site: Site) -> FourierFT:
+        size = site.out_features * site.in_features
+        return self if self.n_frequency <= size else replace(self, n_frequency=size)
+
+    def init(self, site: Site) -> dict[str, Param]:
+        places = drawn(self.n_frequency, site, self.seed)
+        gaussian = self.start == "gaussian"
+        c = torch.randn(places.shape) if gaussian else torch.zeros(places.shape)
+        return {"c": Param(c, exact=True), "indices": held(places, site.in_features)["indices"]}
+
+    def misfit(self, p: Values) -> str | None:
+        return outside(p.indices, p.site)
+
+    def delta(self, p: Values) -> Tensor:
+        spectrum = scattered(p.c, p.indices, p.site.out_features, p.site.in_features)
+        return self.scaling * torch.fft.ifft2(spectrum).real
+
+    def matvec(self, p: Values, x: Any) -> Tensor:
+        dtype = x.dtype if x.dtype.is_floating_point else p.c.dtype
+        return product(x, lambda: self.delta(p).to(dtype))
