@@ -21,10 +21,12 @@ from trimtab.core.counts import summary
 from trimtab.core.method import Method
 from trimtab.core.registry import build
 from trimtab.core.training import after_backward, parameters, penalty
+from trimtab.init import fisher
 from trimtab.tune import hardware
 
 RESULTS = Path(__file__).parent.parent / "results" / "quality"
 WARMUP = 0.06
+CHOOSING = 256  # examples from which the places of a sparse method are chosen
 
 
 @dataclass(frozen=True)
@@ -96,15 +98,18 @@ def execute(run: Run, work: Work) -> dict[str, Any]:
 
 def train(trial: Trial, run: Run) -> float:
     """AdamW with a falling learning rate, no weight decay; the last state counts. Seconds."""
+    began = time.perf_counter()
+    if run.build().unready():  # its places are chosen from data first
+        some = [torch.tensor(rows) for rows in trial.batches(run.seed, CHOOSING // 16)]
+        fisher(trial.model, some, lambda _, rows: trial.loss(rows.tolist()), examples=CHOOSING)
     trial.model.train()
-    optimizer = torch.optim.AdamW(parameters(trial.model), lr=run.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters(trial.model, lr=run.lr), weight_decay=0.0)
     warm = max(1, math.ceil(WARMUP * run.steps))
 
     def share(step: int) -> float:
         return min((step + 1) / warm, (run.steps - step) / max(1, run.steps - warm))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-    began = time.perf_counter()
     for step, batch in enumerate(trial.batches(run.seed, run.steps), start=1):
         loss = trial.loss(batch) + penalty(trial.model)
         if not torch.isfinite(loss):

@@ -31,12 +31,13 @@ SHARED = Path(__file__).parents[3] / "shared"
 
 @dataclass
 class Trial:
-    """A fresh model with its adapter, its batches, its loss, and the scores of a split."""
+    """A fresh model with its adapter; batches of a seed and a number of steps, as places in the
+    training data; the loss of one; the scores of a split."""
 
     model: nn.Module
     adapter: Adapter
-    batches: Callable[[int, int], Iterator[Any]]
-    loss: Callable[[Any], Tensor]
+    batches: Callable[[int, int], Iterator[list[int]]]
+    loss: Callable[[list[int]], Tensor]
     scores: Callable[[str], np.ndarray]
 
 
@@ -100,10 +101,12 @@ class Text:
         start_from_probe(adapter, head[0], head[1])
         model = session.model
 
-        def batches(seed: int, steps: int) -> Iterator[Any]:
+        examples = encoded["train"].examples
+
+        def batches(seed: int, steps: int) -> Iterator[list[int]]:
             from trimtab.tune.trainer import LengthGroups
 
-            examples, done, epoch = encoded["train"].examples, 0, 0
+            done, epoch = 0, 0
             groups = LengthGroups([one["length"] for one in examples], self.batch, seed)
             while done < steps:
                 groups.set_epoch(epoch)
@@ -111,10 +114,10 @@ class Text:
                 for start in range(0, len(order), self.batch):
                     if done < steps:
                         done += 1
-                        yield [examples[i] for i in order[start : start + self.batch]]
+                        yield order[start : start + self.batch]
 
-        def loss(rows: Any) -> Tensor:
-            inputs = session.collate(rows)
+        def loss(rows: list[int]) -> Tensor:
+            inputs = session.collate([examples[i] for i in rows])
             labels = inputs.pop("labels")
             with precision(model.device, config.autocast), given(model, method, len(rows)):
                 return session.task.loss(model(**inputs).logits, labels)
@@ -230,15 +233,16 @@ class Stories:
                 logits = model(input_ids=ids).logits[:, :-1]
             return -F.cross_entropy(logits.mT, ids[:, 1:], reduction="none").mean(1)
 
-        def batches(seed: int, steps: int) -> Iterator[Any]:
-            for rows in shuffled(len(self.rows["train"]), self.batch, seed, steps):
-                yield self.rows["train"][rows]
+        train = self.rows["train"]
+
+        def batches(seed: int, steps: int) -> Iterator[list[int]]:
+            return shuffled(len(train), self.batch, seed, steps)
 
         def scores(split: str) -> np.ndarray:
             with torch.no_grad():
                 return torch.cat([each(ids) for ids in self.rows[split].split(64)]).numpy()
 
-        return Trial(model, adapter, batches, lambda ids: -each(ids).mean(), scores)
+        return Trial(model, adapter, batches, lambda rows: -each(train[rows]).mean(), scores)
 
 
 # Images: DeiT reads digits.
@@ -277,10 +281,12 @@ class Digits:
             with given(model, method, len(pictures)):
                 return model(pixel_values=(large.expand(-1, 3, -1, -1) - 0.5) / 0.5).logits
 
-        def batches(seed: int, steps: int) -> Iterator[Any]:
+        def batches(seed: int, steps: int) -> Iterator[list[int]]:
+            return shuffled(len(self.images["train"][1]), self.batch, seed, steps)
+
+        def loss(rows: list[int]) -> Tensor:
             pictures, classes = self.images["train"]
-            for rows in shuffled(len(classes), self.batch, seed, steps):
-                yield pictures[rows], classes[rows]
+            return F.cross_entropy(logits(pictures[rows]), classes[rows])
 
         def scores(split: str) -> np.ndarray:
             pictures, classes = self.images[split]
@@ -346,12 +352,13 @@ class Phonemes:
                 found = model(input_ids=words, attention_mask=words.ne(0).long(), labels=labels)
             return found.logits, labels
 
-        def batches(seed: int, steps: int) -> Iterator[Any]:
-            for rows in shuffled(len(self.rows["train"]), self.batch, seed, steps):
-                yield [self.rows["train"][i] for i in rows]
+        train = self.rows["train"]
 
-        def loss(rows: Any) -> Tensor:
-            logits, labels = outputs(rows)
+        def batches(seed: int, steps: int) -> Iterator[list[int]]:
+            return shuffled(len(train), self.batch, seed, steps)
+
+        def loss(rows: list[int]) -> Tensor:
+            logits, labels = outputs([train[i] for i in rows])
             return F.cross_entropy(logits.mT, labels)
 
         def scores(split: str) -> np.ndarray:
