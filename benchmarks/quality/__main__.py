@@ -6,7 +6,7 @@ trained with that rate and scored on test data, with several seeds. Methods that
 the parameters are tried a second time, with the largest size that stays below. What is there is not
 run again; it may be stopped at any moment. `--jobs` runs that many at once, a thread each.
 
-    python benchmarks/quality [--work NAME] [--method NAME] [--seeds 3] [--jobs 2] [--minutes 60]
+    python benchmarks/quality [--work NAME …] [--method NAME …] [--seeds 3] [--jobs 2] [--minutes 60]
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ AT_MOST = 5  # learning rates
 
 def main() -> None:
     options = arguments()
-    known = [one for one in works() if one.path.exists() and (options.work or one.name) == one.name]
-    names = [name for name in methods() if (options.method or name) == name]
+    known = [
+        one for one in works() if one.path.exists() and one.name in (options.work or [one.name])
+    ]
+    names = [name for name in methods() if name in (options.method or [name])]
     if not known or not names:
         raise SystemExit("no such work or method, or no data beside the repository")
     until = time.monotonic() + 60 * options.minutes
@@ -63,8 +65,8 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--work")
-    parser.add_argument("--method")
+    parser.add_argument("--work", action="append")
+    parser.add_argument("--method", action="append")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=1e9)
