@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from trimtab.core.method import Method, Param
+from trimtab.core.method import Method, Param, Values
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank(Method):
-    """scale B A, with A (rank, in) and B (out, rank), which starts at zero."""
+    """scale B A, with A (rank, in) and B (out, rank), which starts at zero.
+
+    `anchored`: scale (B A - B₀ A₀), for factors that start elsewhere (`trimtab.init`). A₀ and B₀
+    stay as they are, so that the adapted model starts at the base, which stays as it is too.
+    """
 
     rank: int = 8
     alpha: float = 16.0
     rslora: bool = False
+    anchored: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -30,4 +37,37 @@ class LowRank(Method):
 
     def init(self, site: Site) -> dict[str, Param]:
         A = nn.init.kaiming_uniform_(torch.empty(self.rank, site.in_features), a=math.sqrt(5))
-        return {"A": Param(A), "B": Param(torch.zeros(site.out_features, self.rank))}
+        return self.begun(A, torch.zeros(site.out_features, self.rank))
+
+    def begun(self, A: Tensor, B: Tensor) -> dict[str, Param]:
+        """Parameters that start at these factors."""
+        if not self.anchored:
+            return {"A": Param(A), "B": Param(B)}
+        each = {"A": A, "B": B, "A0": A.clone(), "B0": B.clone()}
+        return {n: Param(t, trained=not n.endswith("0"), exact=True) for n, t in each.items()}
+
+    def factors(self, p: Values, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """(A, B) of the change over its scale, for a computation of this dtype.
+
+        Anchored, they are of (B - B₀) A + B₀ (A - A₀), which is the same: the differences are taken
+        in full precision, vanish at the start, and stay visible beside a large B₀ A₀.
+        """
+        if not self.anchored:
+            return p.A, p.B
+        A, B = torch.cat([p.A, p.A - p.A0], -2), torch.cat([p.B - p.B0, p.B0], -1)
+        return (A.to(dtype), B.to(dtype)) if dtype and dtype.is_floating_point else (A, B)
+
+    def product(self, p: Values) -> Tensor:
+        """The change over its scale, (out, in)."""
+        A, B = self.factors(p)
+        return B @ A
+
+    def plain(self, tensors: Mapping[str, Tensor]) -> tuple[Self, dict[str, Tensor]]:
+        """The same change without an anchor, of twice the rank, for formats that know of none."""
+        if not self.anchored:
+            return self, dict(tensors)
+        A, B = self.factors(Values(tensors))
+        alpha = self.alpha * (math.sqrt(2) if self.rslora else 2)
+        kept: dict[str, Any] = {n: t for n, t in tensors.items() if n not in ("A0", "B0")}
+        same = replace(self, rank=2 * self.rank, alpha=alpha, anchored=False)
+        return same, {**kept, "A": A, "B": B}

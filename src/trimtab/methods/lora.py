@@ -44,10 +44,13 @@ class LoRA(LowRank, Additive):
             "conv": {"A": "lora_A.weight", "B": "lora_B.weight"},
         },
         patches="A",
+        plain=LowRank.plain,
+        starts=("pissa", "olora"),
     )
 
     def delta(self, p: Values) -> Tensor:
-        return self.scale * (p.B @ p.A)
+        return self.scale * self.product(p)
 
     def matvec(self, p: Values, x: Tensor) -> Tensor:
-        return self.scale * linear(linear(x, p.A), p.B)
+        A, B = self.factors(p, x.dtype)
+        return self.scale * linear(linear(x, A), B)
