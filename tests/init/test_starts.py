@@ -176,7 +176,7 @@ def test_parts_of_maps_and_transposed_maps() -> None:
     architecture = cases.by_name("gpt2")
     model = architecture.model().eval()
     before = cases.logits(model, architecture.batch())
-    adapter = trimtab.attach(model, trimtab.LoRA(rank=2), ["query", "*mlp.c_fc"])
+    adapter = trimtab.attach(model, trimtab.LoRA(rank=2), ["c_attn[query]", "*mlp.c_fc"])
     init.pissa(model)
     assert torch.equal(cases.logits(model, architecture.batch()), before)
     for site, delta in adapter.deltas():

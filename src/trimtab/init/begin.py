@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trimtab.core import sharded
 from trimtab.core.adapter import Adapter, intact, record, unwrap
 from trimtab.core.delta import Delta
-from trimtab.core.errors import InputError, StateError
+from trimtab.core.errors import AdapterMismatch, InputError, StateError, nearest
 from trimtab.core.host import Host
 from trimtab.core.lowrank import LowRank
 from trimtab.core.method import Param
@@ -92,6 +92,23 @@ def matrix(site: Site) -> Tensor:
         raise InputError(
             f"{site.name!r} holds codes of {W.dtype} {tuple(W.shape)}, and no float weights to "
             "start from: start on the float model, or use trimtab.init.loftq(model, floats)"
+        )
+    return W.to(torch.float32)
+
+
+def elsewhere(site: Site, state: Mapping[str, Tensor]) -> Tensor:
+    """The (out, in) that another model, of this state dict, has in the place of the base's."""
+    names = [f"{home}.{site.parameter or 'weight'}".lstrip(".") for home in site.homes]
+    name = next((one for one in names if one in state), None)
+    if name is None:
+        raise AdapterMismatch(f"the other model has no {names[0]!r}; {nearest(names[0], state)}")
+    tensor = state[name].detach()
+    W = (site.whole or site.geometry).read(tensor)
+    W = W if site.rows is None else W[slice(*site.rows)]
+    if not W.is_floating_point() or W.shape[-2:] != (site.out_features, site.in_features):
+        raise AdapterMismatch(
+            f"{name!r} of the other model is {tensor.dtype} {tuple(tensor.shape)}, and must be "
+            f"floats of {site.out_features} x {site.in_features}"
         )
     return W.to(torch.float32)
 

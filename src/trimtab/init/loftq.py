@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.adapter import Adapter
-from trimtab.core.errors import AdapterMismatch, InputError, nearest
+from trimtab.core.errors import InputError
 from trimtab.init.begin import (
-    Place,
+    elsewhere,
     free,
     halves,
     matrix,
@@ -40,7 +40,7 @@ def loftq(
     for place in found:
         require_rank(place, place.method.rank)
         Q = matrix(place.site)
-        W = _float(place, state).to(Q)
+        W = elsewhere(place.site, state).to(Q)
         rank, scale = place.method.rank, place.method.scale
         starts.append(free(place, *halves(*svd(W - Q, rank), scale)))
     settle(adapter, starts)
@@ -49,24 +49,6 @@ def loftq(
             V = matrix(place.site) + place.method.scale * place.method.product(place.delta.live())
             place.delta.m.data.copy_(torch.linalg.vector_norm(V, dim=1))
     return adapter
-
-
-def _float(place: Place, state: Mapping[str, Tensor]) -> Tensor:
-    """The float model's matrix at a site."""
-    site = place.site
-    known = [f"{home}.{site.parameter or 'weight'}" for home in site.homes]
-    name = next((one for one in known if one in state), None)
-    if name is None:
-        raise AdapterMismatch(f"the float model has no {known[0]!r}; {nearest(known[0], state)}")
-    tensor = state[name].detach()
-    W = (site.whole or site.geometry).read(tensor)
-    W = W if site.rows is None else W[slice(*site.rows)]
-    if not W.is_floating_point() or W.shape[-2:] != (site.out_features, site.in_features):
-        raise AdapterMismatch(
-            f"{name!r} of the float model is {tensor.dtype} {tuple(tensor.shape)}, and must be "
-            f"floats of {site.out_features} x {site.in_features}"
-        )
-    return W
 
 
 @torch.no_grad()
