@@ -20,7 +20,7 @@ from trimtab.combine.arithmetic import Way
 from trimtab.core.adapter import Adapter, carries, intact, record, unwrap
 from trimtab.core.delta import Delta
 from trimtab.core.errors import InputError
-from trimtab.core.lowrank import LowRank
+from trimtab.core.lowrank import LowRank, Update
 from trimtab.core.method import Additive, Method
 from trimtab.core.registry import build
 from trimtab.core.site import Site
@@ -213,7 +213,7 @@ class _Combined:
 
 
 def _is_lora(method: Method) -> bool:
-    return isinstance(method, LowRank) and isinstance(method, Additive)
+    return isinstance(method, Update)
 
 
 def _factors(delta: Delta) -> tuple[Tensor, Tensor, float]:

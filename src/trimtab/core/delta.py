@@ -86,8 +86,9 @@ class Delta(Tensors):
         shared: Tensors | None = None,
         device: torch.device | None = None,
         total: int = 1,
+        held: Mapping[str, Param] | None = None,
     ) -> None:
-        super().__init__(params(method, site), device or site.device)
+        super().__init__(params(method, site) if held is None else held, device or site.device)
         self._know(method=method, site=site.bare(), index=index, total=total)
         self._know(shared=shared)  # beside the module tree: its home is the model's root
 
@@ -109,6 +110,15 @@ class Delta(Tensors):
     def _values(self, shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Values:
         tensors = {**shared, **own}
         return Values(tensors, self.training, self.site, self.index, self.total, frozenset(shared))
+
+    def alike(self) -> Delta:
+        """The same in the terms of another method, where its own states them."""
+        found = self.method.alike(self.live())
+        if found is None:
+            return self
+        held = {name: Param(tensor) for name, tensor in found[1].items()}
+        device = next(iter(found[1].values())).device
+        return Delta(found[0], self.site, self.index, None, device, self.total, held)
 
     def become(self, method: Method, params: Mapping[str, Param]) -> None:
         """The same place under other hyper-parameters, with these tensors."""

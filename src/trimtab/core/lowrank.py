@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.method import Method, Param, Values
+from trimtab.core.method import Additive, Method, Param, Values
+from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
 
@@ -62,12 +61,24 @@ class LowRank(Method):
         A, B = self.factors(p)
         return B @ A
 
-    def plain(self, tensors: Mapping[str, Tensor]) -> tuple[Self, dict[str, Tensor]]:
-        """The same change without an anchor, of twice the rank, for formats that know of none."""
+    def alike(self, p: Values) -> tuple[Method, dict[str, Tensor]] | None:
+        """Without an anchor, of twice the rank."""
         if not self.anchored:
-            return self, dict(tensors)
-        A, B = self.factors(Values(tensors))
+            return None
+        A, B = self.factors(p)
         alpha = self.alpha * (math.sqrt(2) if self.rslora else 2)
-        kept: dict[str, Any] = {n: t for n, t in tensors.items() if n not in ("A0", "B0")}
+        kept = {name: tensor for name, tensor in p.tensors.items() if name not in ("A0", "B0")}
         same = replace(self, rank=2 * self.rank, alpha=alpha, anchored=False)
         return same, {**kept, "A": A, "B": B}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update(LowRank, Additive):
+    """W' = W + scale B A."""
+
+    def delta(self, p: Values) -> Tensor:
+        return self.scale * self.product(p)
+
+    def matvec(self, p: Values, x: Tensor) -> Tensor:
+        A, B = self.factors(p, x.dtype)
+        return self.scale * linear(linear(x, A), B)

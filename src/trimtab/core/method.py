@@ -168,6 +168,11 @@ class Method(ABC):
     ) -> None:
         """Schedules and pruning. `sites` holds the live tensors, with gradients, of every site."""
 
+    def alike(self, p: Values) -> tuple[Method, dict[str, Tensor]] | None:
+        """The same change of the map as another method makes with these tensors: for files that
+        know the other one alone."""
+        return None
+
     def arguments(self) -> dict[str, Any]:
         """The hyper-parameters as plain data, for files."""
         return dataclasses.asdict(self)

@@ -53,10 +53,6 @@ class Names:
     """
     tokens: bool = False
     """Whether it may name tokens of the embedding that train beside it."""
-    plain: Callable[[Any, Mapping[str, Any]], tuple[Any, Mapping[str, Any]]] | None = None
-    """Takes the method and its tensors at a site to such as a file can hold, which compute the
-    same.
-    """
     starts: Collection[str] = ()
     """Starts from the base's weights alone, by which `anchored` factors of a file are found."""
     more: Fields | None = None

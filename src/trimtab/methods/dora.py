@@ -52,7 +52,6 @@ class DoRA(LowRank, Transform):
         },
         patches="A",
         flags={"use_dora": True},
-        plain=LowRank.plain,
         starts=("pissa", "olora"),
     )
 

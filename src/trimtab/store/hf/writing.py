@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -9,11 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from trimtab.core.adapter import Adapter
-from trimtab.core.delta import Delta
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method, Names, Prefix, Prompt
 from trimtab.core.site import Geometry
@@ -40,10 +39,12 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
     """The adapter in HF PEFT's format, or an `InputError` that says what that format cannot
     hold.
     """
+    members = [delta.alike() for delta in adapter.members]
+    if members != adapter.members:
+        entries = tuple((delta.site.name, delta.method) for delta in members)
+        adapter = dataclasses.replace(adapter, entries=entries, members=members)
     beside = {Whole.name, BIASES}
-    stated = {(site, delta.method): _stated(delta)[0] for site, delta in adapter.deltas()}
-    entries = [(site, stated.get((site, method), method)) for site, method in adapter.entries]
-    acting = {site: method for site, method in entries if method.name not in beside}
+    acting = {site: method for site, method in adapter.entries if method.name not in beside}
     kinds = {method.name for method in acting.values()}
     if len(kinds) > 1:  # whose configuration may name tokens
         acting = {site: method for site, method in acting.items() if method.name != ROWS}
@@ -65,15 +66,6 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
     remembered = json.dumps({"name": adapter.name, "base": native.base(model, adapter)})
     write_tensors(folder / TENSORS, tensors, {REMEMBERED: remembered})
     write_json(folder / CONFIG, dict(sorted(config.items())))
-
-
-@torch.no_grad()
-def _stated(delta: Delta) -> tuple[Method, Mapping[str, Tensor]]:
-    """A delta's method and tensors as that format can hold them."""
-    names = delta.method.hf
-    if names is None or names.plain is None:
-        return delta.method, delta.tensors()
-    return names.plain(delta.method, delta.tensors())
 
 
 def _refuse_untied(model: nn.Module, adapter: Adapter) -> None:
@@ -129,7 +121,7 @@ def _tensors(adapter: Adapter, acting: Mapping[str, Method], names: Names) -> di
             where = f"{site}.base_layer" if site in acting else site
             tensors[f"{PREFIX}{where}.bias"] = (bias.float() + delta.get_parameter("c")).detach()
             continue
-        for own, tensor in _stated(delta)[1].items():
+        for own, tensor in delta.tensors().items():
             if delta.method.name == Whole.name:
                 tensors[f"{PREFIX}{site}.{own}"] = tensor
                 continue
