@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cases
 import peft
 import pytest
 import torch
@@ -165,10 +166,19 @@ def test_nf4_is_that_of_bitsandbytes() -> None:
     torch.testing.assert_close(init.nf4(W), functional.dequantize_4bit(codes, state))
 
 
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+@pytest.mark.parametrize("name", ["bert", "llama", "t5", "vit", "xlnet", "whisper"])
+def test_on_real_architectures(name: str, start: str) -> None:
+    architecture = cases.by_name(name)
+    model, batch = architecture.model().eval(), architecture.batch()
+    before = cases.logits(model, batch)
+    trimtab.attach(model, trimtab.LoRA(rank=2))
+    getattr(init, start)(model)
+    assert torch.equal(cases.logits(model, batch), before)
+
+
 def test_parts_of_maps_and_transposed_maps() -> None:
     """GPT-2 keeps (in, out), and query, key and value in one map."""
-    import cases
-
     architecture = cases.by_name("gpt2")
     model = architecture.model().eval()
     before = cases.logits(model, architecture.batch())
