@@ -17,7 +17,14 @@ from trimtab.core import registry
 
 ROOT = Path(__file__).parent.parent
 BERT, GPT2 = cases.by_name("bert"), cases.by_name("gpt2")
-PAGES = {"compositions": BERT, "own-method": BERT, "files": BERT, "sites": GPT2}
+PAGES = {
+    "combining": BERT,
+    "compositions": BERT,
+    "own-method": BERT,
+    "files": BERT,
+    "sites": GPT2,
+    "starting": BERT,
+}
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ trained with that rate and scored on test data, with several seeds. Methods that
 the parameters are tried a second time, with the largest size that stays below. What is there is not
 run again; it may be stopped at any moment. `--jobs` runs that many at once, a thread each.
 
-    python benchmarks/quality [--work NAME …] [--method NAME …] [--seeds 3] [--jobs 2] [--minutes 60]
+    python benchmarks/quality [--work NAME] [--method NAME …] [--seeds 3] [--jobs 2] [--minutes 60]
 """
 
 from __future__ import annotations

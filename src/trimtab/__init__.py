@@ -2,6 +2,8 @@
 contents.
 """
 
+from trimtab import combine as combine
+from trimtab import init as init
 from trimtab import kernels as kernels
 from trimtab.adapt import activate as activate
 from trimtab.adapt import attach as attach

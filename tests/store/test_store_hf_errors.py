@@ -55,7 +55,7 @@ def refused(folder: Path, match: str) -> None:
 ON = {
     "use_something": True,
     "layer_replication": [[0, 1]],
-    "init_lora_weights": "pissa",
+    "init_lora_weights": "corda",
     "use_something_new": 3,
     "something_new_config": {"a": 1},
 }
@@ -64,7 +64,7 @@ ON = {
 @pytest.mark.parametrize(("field", "value"), ON.items(), ids=list(ON))
 def test_a_field_that_is_on_and_not_understood(theirs: Any, field: str, value: Any) -> None:
     edit(theirs.folder, **{field: value})
-    wrong = "starts from another base" if value == "pissa" else "has no equal in lora"
+    wrong = "starts from another base" if value == "corda" else "has no equal in lora"
     refused(theirs.folder, f"{field}={value!r} {wrong}".replace("[", r"\["))
 
 

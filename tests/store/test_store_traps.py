@@ -199,7 +199,7 @@ def test_keys_of_norms(peft_writes: Writes) -> None:
     equal(theirs, load(theirs))
 
 
-@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "loftq", "corda"])
+@pytest.mark.parametrize("start", ["pissa_niter_4", "loftq", "corda", "lora_ga"])
 def test_what_is_relative_to_a_changed_base(peft_writes: Writes, start: str) -> None:
     theirs = peft_writes(cases.by_name("bert"), LoraConfig(target_modules=["query"]))
     edit(theirs.folder, lambda config: config.update(init_lora_weights=start))

@@ -39,15 +39,15 @@ class Adapter:
         kinds = ", ".join(sorted({method.name for _, method in self.entries}))
         return f"Adapter({self.name!r}: {kinds} at {len(self.hosts) or 'no'} sites)"
 
+    def renew(self) -> None:
+        """Take over what its deltas have become."""
+        self.entries = tuple((site, delta.method) for site, delta in self.deltas())
+        self.__dict__.pop("methods", None)
+
     @functools.cached_property
     def methods(self) -> frozenset[Method]:
         """Its methods, each once."""
         return frozenset(method for _, method in self.entries)
-
-    def renew(self) -> None:
-        """Take up what its deltas have become."""
-        self.entries = tuple((delta.site.name, delta.method) for delta in self.members)
-        self.__dict__.pop("methods", None)
 
     @functools.cached_property
     def beside(self) -> bool:

@@ -20,11 +20,22 @@ class Tensors(nn.Module):
 
     def __init__(self, params: Mapping[str, Param], device: torch.device) -> None:
         super().__init__()
+        self.hold(params, device)
+
+    def hold(self, params: Mapping[str, Param], device: torch.device) -> None:
+        """From now on these. A trained one that keeps its shape stays the very parameter."""
+        for name in {*self._parameters, *self._buffers} - params.keys():
+            delattr(self, name)
         for name, param in params.items():
             value = param.value.detach().to(device)
             if param.trained:  # past `register_parameter`: any name will do, even "tensors"
                 master = value.to(torch.promote_types(value.dtype, torch.float32))
-                self._parameters[name] = nn.Parameter(master)
+                known = self._parameters.get(name)
+                if known is not None and known.shape == master.shape:
+                    known.data = master
+                else:
+                    trains = known is None or known.requires_grad
+                    self._parameters[name] = nn.Parameter(master, requires_grad=trains)
             else:
                 self._buffers[name] = value
         self._know(exact=frozenset(name for name, param in params.items() if param.exact))
@@ -89,8 +100,10 @@ class Delta(Tensors):
     total: int
     shared: Tensors | None
 
-    def become(self, method: Method) -> None:
-        """Another of its kind, whose tensors are already here."""
+    def become(self, method: Method, params: Mapping[str, Param] | None = None) -> None:
+        """The same place under other hyper-parameters, with these tensors or those that it has."""
+        if params is not None:
+            self.hold(params, next(iter(self.tensors().values())).device)
         self._know(method=method)
 
     def values(self, dtype: torch.dtype) -> Values:

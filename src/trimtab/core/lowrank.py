@@ -7,12 +7,13 @@ How its factors train is a choice of its own: B at `lr_ratio` times the learning
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from trimtab.core.method import Method, Param
+from trimtab.core.method import Additive, Method, Param, Values
+from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
 
@@ -21,13 +22,18 @@ class LowRank(Method):
     """scale B A, with A (rank, in) and B (out, rank), which starts at zero.
 
     `lr_ratio` is B's learning rate over A's, for an optimizer that is given
-    `trimtab.parameters(model, lr=…)`; with `freeze_a` A stays as it was drawn."""
+    `trimtab.parameters(model, lr=…)`; with `freeze_a` A stays as it was drawn.
+
+    `anchored`: scale (B A - B₀ A₀), for factors that start elsewhere (`trimtab.init`). A₀ and B₀
+    stay as they are, so that the adapted model starts at the base, which stays as it is too.
+    """
 
     rank: int = 8
     alpha: float = 16.0
     rslora: bool = False
     lr_ratio: float = 1.0
     freeze_a: bool = False
+    anchored: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,5 +46,53 @@ class LowRank(Method):
 
     def init(self, site: Site) -> dict[str, Param]:
         A = nn.init.kaiming_uniform_(torch.empty(self.rank, site.in_features), a=math.sqrt(5))
-        B = torch.zeros(site.out_features, self.rank)
-        return {"A": Param(A, trained=not self.freeze_a), "B": Param(B, rate=self.lr_ratio)}
+        return self.begun(A, torch.zeros(site.out_features, self.rank))
+
+    def begun(self, A: Tensor, B: Tensor) -> dict[str, Param]:
+        """Parameters that start at these factors."""
+        factors = {
+            "A": Param(A, trained=not self.freeze_a, exact=self.anchored),
+            "B": Param(B, rate=self.lr_ratio, exact=self.anchored),
+        }
+        if self.anchored:
+            fixed = {"A0": A.clone(), "B0": B.clone()}
+            factors |= {n: Param(t, trained=False, exact=True) for n, t in fixed.items()}
+        return factors
+
+    def factors(self, p: Values, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """(A, B) of the change over its scale, for a computation of this dtype.
+
+        Anchored, they are of (B - B₀) A + B₀ (A - A₀), which is the same: the differences are taken
+        in full precision, vanish at the start, and stay visible beside a large B₀ A₀.
+        """
+        if not self.anchored:
+            return p.A, p.B
+        A, B = torch.cat([p.A, p.A - p.A0], -2), torch.cat([p.B - p.B0, p.B0], -1)
+        return (A.to(dtype), B.to(dtype)) if dtype and dtype.is_floating_point else (A, B)
+
+    def product(self, p: Values) -> Tensor:
+        """The change over its scale, (out, in)."""
+        A, B = self.factors(p)
+        return B @ A
+
+    def alike(self, p: Values) -> tuple[Method, dict[str, Tensor]] | None:
+        """Without an anchor, of twice the rank."""
+        if not self.anchored:
+            return None
+        A, B = self.factors(p)
+        alpha = self.alpha * (math.sqrt(2) if self.rslora else 2)
+        kept = {name: tensor for name, tensor in p.tensors.items() if name not in ("A0", "B0")}
+        same = replace(self, rank=2 * self.rank, alpha=alpha, anchored=False)
+        return same, {**kept, "A": A, "B": B}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update(LowRank, Additive):
+    """W' = W + scale B A."""
+
+    def delta(self, p: Values) -> Tensor:
+        return self.scale * self.product(p)
+
+    def matvec(self, p: Values, x: Tensor) -> Tensor:
+        A, B = self.factors(p, x.dtype)
+        return self.scale * linear(linear(x, A), B)

@@ -78,6 +78,8 @@ class Names:
     """Whether it may name tokens of the embedding that train beside it."""
     parameters: bool = False
     """Whether it adapts tensors by their name, such as experts held in one."""
+    starts: Collection[str] = ()
+    """Starts from the base's weights alone, by which `anchored` factors of a file are found."""
     more: Fields | None = None
     """Fields that are no hyper-parameters one by one."""
 

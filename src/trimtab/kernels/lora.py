@@ -87,7 +87,9 @@ def _run(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
     W, b = inner.module.weight, inner.module.bias
     flat = x.reshape(-1, x.shape[-1])
     flat = flat if flat.is_contiguous() else flat.contiguous()
-    y = LoRALinear.apply(flat, W, b, delta.A, delta.B, delta.method.scale)  # type: ignore[attr-defined]
+    method: Any = delta.method
+    A, B = method.factors(delta)
+    y = LoRALinear.apply(flat, W, b, A, B, method.scale)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 

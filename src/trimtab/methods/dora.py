@@ -55,6 +55,7 @@ class DoRA(LowRank, Transform):
         },
         patches="A",
         flags={"use_dora": True},
+        starts=("pissa", "olora"),
     )
 
     dropout: float = 0.0
@@ -72,26 +73,27 @@ class DoRA(LowRank, Transform):
         return {**super().init(site), "m": Param(m, exact=True)}
 
     def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        V = W + (self.scale * (p.B @ p.A)).to(W.dtype)
+        V = W + (self.scale * self.product(p)).to(W.dtype)
         norm = torch.linalg.vector_norm(V.detach(), dim=1)
         return (p.m / norm.clamp_min(_TINY)).to(V.dtype)[:, None] * V, b
 
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         own = inner.tensors()
         y, b, gain = inner(x), own.get("bias"), inner.geometry.gain
-        ratio = p.m / self._norm(p, inner.geometry.read(own["weight"]))
+        A, B = self.factors(p, x.dtype)
+        ratio = p.m / self._norm(p, A, B, inner.geometry.read(own["weight"]))
         side = dropout(x, self.dropout, p.training)
         if isinstance(x, Patches) and x.module.groups > 1:
-            added = linear(side, p.B @ p.A)
+            added = linear(side, B @ A)
         else:
-            added = linear(linear(side, p.A), p.B)
+            added = linear(linear(side, A), B)
         turned = (y if b is None else y - b) + gain * self.scale * added
         return (ratio * turned if b is None else ratio * turned + b).to(y.dtype)
 
     @torch.no_grad()
-    def _norm(self, p: Values, W: Tensor) -> Tensor:
+    def _norm(self, p: Values, A: Tensor, B: Tensor, W: Tensor) -> Tensor:
         """‖W + s B A‖ by rows, without the sum: ‖W‖² + 2 s ⟨W Aᵀ, B⟩ + s² ⟨B A Aᵀ, B⟩."""
-        A, B, s = p.A, p.B, self.scale
+        s = self.scale
         square = torch.linalg.vector_norm(W, dim=1, dtype=p.m.dtype).square()
         cross = ((W.to(A.dtype) @ A.mT) * B).sum(1, dtype=p.m.dtype)
         low = ((B @ (A @ A.mT)) * B).sum(1, dtype=p.m.dtype)

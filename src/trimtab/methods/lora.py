@@ -15,15 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from trimtab.core.lowrank import LowRank
-from trimtab.core.method import Additive, Names, Values
-from trimtab.core.operator import linear
+from trimtab.core.lowrank import Update
+from trimtab.core.method import Names
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA(LowRank, Additive):
+class LoRA(Update):
     """A low-rank update of the matrix. `alpha` / `rank` scales it; `dropout` acts on its input."""
 
     name = "lora"
@@ -48,10 +45,5 @@ class LoRA(LowRank, Additive):
             "conv": {"A": "lora_A.weight", "B": "lora_B.weight"},
         },
         patches="A",
+        starts=("pissa", "olora"),
     )
-
-    def delta(self, p: Values) -> Tensor:
-        return self.scale * (p.B @ p.A)
-
-    def matvec(self, p: Values, x: Tensor) -> Tensor:
-        return self.scale * linear(linear(x, p.A), p.B)

@@ -19,18 +19,20 @@ _HARMLESS = {
     *("auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode"),
     *("megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision", "task_type"),
     "runtime_config",
+    *("eva_config", "corda_config", "lora_ga_config", "loftq_config"),
 }
 _SITES = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("modules_to_save", "feedforward_modules", TOKENS, PARAMETERS),
 }
 PATTERNS = {"rank_pattern", "alpha_pattern"}
-_CHANGING = {"pissa", "olora", "loftq", "corda"}
+START = "init_lora_weights"
+_CHANGING = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """Starts that take from the base what they put into the adapter."""
 SIZES = {"token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"}
 """What a prompt's or prefix's configuration says of the model."""
 STARTS: dict[str, tuple[Any, ...]] = {
-    "init_lora_weights": (True, "gaussian", "orthogonal"),
+    START: (True, "gaussian", "orthogonal", "eva", "mica"),
     "init_ia3_weights": (True,),
     "init_weights": (True, "lycoris", "gaussian"),
 }
@@ -135,6 +137,8 @@ def _refuse_unknown(config: Mapping[str, Any], cls: type[Method], names: Names) 
         at_start = any(value == one for one in STARTS.get(field, ()))
         if field in understood or at_start or is_off(value):
             continue
+        if field == START and value in names.starts:
+            continue
         if field == "bias" and names.biases and value in ("all", names.biases):
             continue
         if field == "lora_bias" and value is True and names.shift is not None:
@@ -144,10 +148,13 @@ def _refuse_unknown(config: Mapping[str, Any], cls: type[Method], names: Names) 
                 f"{CONFIG}: {field}={value!r}: HF PEFT adapts tensors by their name with plain "
                 f"LoRA alone, and not with {cls.name}; name modules in target_modules"
             )
-        if field in STARTS and str(value).partition("_")[0] in _CHANGING:
+        if field in STARTS and str(value).startswith(_CHANGING):
             raise InputError(
                 f"{CONFIG}: {field}={value!r} starts from another base than the model's own, which "
-                "the file does not hold; convert the adapter to plain LoRA where it was made"
+                "the file does not hold and the model's own weights do not tell. Convert the "
+                "adapter to plain LoRA where it was made (save_pretrained with "
+                "path_initial_model_for_weight_conversion); or load the changed base, if it was "
+                f"saved, and set {field} to true"
             )
         raise InputError(
             f"{CONFIG}: {field}={value!r} has no equal in {cls.name}; such a file cannot be used "

@@ -60,7 +60,7 @@ def plan(config: Any, model: nn.Module) -> Pairs:
         if field in fields and fields[field] != allowed[0] and not known_here:
             raise InputError(
                 f"{CONFIG}: {field}={fields[field]!r}: a new adapter starts as {cls.name} starts "
-                f"({field}={allowed[0]!r})"
+                f"({field}={allowed[0]!r}); other starts follow, such as trimtab.init.pissa(model)"
             )
     every = sites(model)
     known = modules(every)

@@ -18,8 +18,8 @@ from trimtab.methods.whole import Whole
 from trimtab.place import build
 from trimtab.store import native
 from trimtab.store.files import parse_json, read_json, read_metadata, read_tensors
-from trimtab.store.hf import parameters, prompts, pruned
-from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, TOKENS, arguments, chosen
+from trimtab.store.hf import anchors, parameters, prompts, pruned
+from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, START, TOKENS, arguments, chosen
 from trimtab.store.hf.renames import Renames
 from trimtab.store.hf.targets import is_target, linears, modules, saved, tied, token_ids
 
@@ -126,8 +126,8 @@ class _Reading:
             self._rows(site, self.config.get("token_indices"), tensor)
         elif ours and leaf in self.names.tensors_at(site.geometry.kind):
             tensor = self._shaped(site, leaf, tensor)
-            oriented = self._orientation(tensor)
-            method = arguments(self.config, self.cls, self.names, path, **oriented)
+            at_site = {**self._orientation(tensor), **self._anchor(site)}
+            method = arguments(self.config, self.cls, self.names, path, **at_site)
             self._put(site, method, leaf, tensor)
             self.paths[site.name] = path
         elif leaf == TOKEN_LEAF and self.names.tokens:
@@ -201,6 +201,17 @@ class _Reading:
         if not self.names.oriented:
             return {}
         return {"scales": "input" if tensor.ndim == 2 and tensor.shape[0] == 1 else "output"}
+
+    def _anchor(self, site: Site) -> dict[str, bool]:
+        """Factors that are relative to a base from which their start was taken."""
+        if self.config.get(START) not in self.names.starts:
+            return {}
+        if site.geometry.kind != "linear":
+            raise InputError(
+                f"{CONFIG}: {START}={self.config[START]!r} has no meaning at {site.name!r}, which "
+                f"is {site.geometry.kind}"
+            )
+        return {"anchored": True}
 
     def _put(self, site: Site, method: Method, own: str, tensor: Tensor) -> None:
         reason = method.accepts(site)
@@ -276,6 +287,7 @@ class _Reading:
                 pruned.spread(
                     self.config, self.names, site, self.paths[site.name], method, self.tensors
                 )
+        anchors.restore(model, self.config.get(START), acting, self.tensors)
         missing = {*self.names.state, *self.left_out}
         if not acting or not missing:
             return
