@@ -15,7 +15,7 @@ import trimtab
 ROOT = Path(trimtab.__file__).parent
 LAYERS = [
     {"core"},
-    {"methods", "match", "attention", "choose", "place", "together", "adapt", "reference"},
+    {"methods", "match", "codes", "attention", "choose", "place", "together", "adapt", "reference"},
     {"store", "kernels", "quant", "init", "plan"},
     {"tasks", "data", "tune", "evaluate", "compare", "export", "serve", "combine", "recipes"},
     {"testing"},

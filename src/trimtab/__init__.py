@@ -53,6 +53,8 @@ from trimtab.methods.side import Side as Side
 from trimtab.methods.tokens import Tokens as Tokens
 from trimtab.methods.vera import VeRA as VeRA
 from trimtab.methods.whole import Whole as Whole
+from trimtab.quant import dequantise as dequantise
+from trimtab.quant import quantise as quantise
 from trimtab.reference import Reference as Reference
 from trimtab.reference import using as using
 from trimtab.store import load as load
