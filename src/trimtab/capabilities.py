@@ -20,6 +20,7 @@ from trimtab.core.method import Combine, Method, Selection
 from trimtab.core.registry import methods
 from trimtab.core.training import parameters
 from trimtab.match import sites
+from trimtab.quant import FORMATS
 from trimtab.testing.architectures import ARCHITECTURES, BERT, Architecture
 from trimtab.testing.check import hold, own_random_numbers
 from trimtab.testing.laws import LAWS, Law
@@ -72,6 +73,7 @@ def capabilities(method: Method) -> dict[str, Any]:
         "stackable": not selects and _holds(method, LAWS["stack"]),
         "routable": not selects and _holds(method, LAWS["route"]),
         "mixable": not selects and _holds(method, MIX),
+        "quantised": _quantised(method),
         "needs": sorted(method.needs),
         "hf_peft": method.hf.peft_type if method.hf else None,
         "parameters": count,
@@ -87,13 +89,19 @@ def _kind(method: Method) -> str:
     return method.name if base is Method else base.__name__.lower()
 
 
-def _holds(method: Method, law: Law) -> bool:
+def _holds(method: Method, law: Law, places: Sequence[Architecture] = ARCHITECTURES) -> bool:
     """Whether the law holds in the first architecture that can tell."""
     try:
-        hold(method, law, ARCHITECTURES[0], ARCHITECTURES)
+        hold(method, law, places[0], places)
     except (NotApplicable, AssertionError, *_REFUSED):
         return False
     return True
+
+
+def _quantised(method: Method) -> list[str]:
+    """The formats of a base over which it is what it is over a plain one."""
+    law = LAWS["quantised"]
+    return [where.name for where in law.over if _holds(method, law, (where,))]
 
 
 def _halves_make_a_whole(method: Method, architecture: Architecture) -> None:
@@ -198,6 +206,7 @@ HEAD = (
     "targets",
     "acts on",
     "can be",
+    "quantised bases",
     "needs",
     "HF PEFT",
     f"parameters at {WIDTH}",
@@ -216,6 +225,7 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
         ", ".join(row["targets"]) or "–",
         ", ".join(row["layers"]) or "the base's own parameters",
         ", ".join(can) or "–",
+        "all" if len(row["quantised"]) == len(FORMATS) else ", ".join(row["quantised"]) or "–",
         ", ".join(row["needs"]) or "–",
         row["hf_peft"] or "–",
         f"{row['parameters']:,}{mark}" if row["parameters"] is not None else "–",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,35 +14,32 @@ _OF_CONFIG = ("quantization_config", "_is_quantized")
 def trains(model: nn.Module) -> None:
     """Say that the model trains: the Trainer refuses a quantised one, of which nothing would train,
     unless its quantiser says so. With an adapter on it, it does."""
-    quantiser = model.__dict__.get("hf_quantizer")
+    quantiser: Any = model.__dict__.get("hf_quantizer")
     if quantiser is not None and not isinstance(quantiser, _Trains):
-        own: Any = type(quantiser)
-        quantiser.__class__ = _under_adapters(own)
+        model.__dict__["hf_quantizer"] = _under_adapters(type(quantiser), quantiser.__dict__)
 
 
 def trains_no_more(model: nn.Module) -> None:
     """Without adapters the quantiser answers for itself again."""
     quantiser: Any = model.__dict__.get("hf_quantizer")
     if isinstance(quantiser, _Trains):
-        quantiser.__class__ = type(quantiser).__mro__[2]
+        model.__dict__["hf_quantizer"] = _made(type(quantiser).__mro__[2], quantiser.__dict__)
 
 
 class _Trains:
-    __slots__ = ()  # of the same layout, so that the quantiser itself changes its class
     is_trainable = True
     is_qat_trainable = True
 
     def __reduce__(self) -> Any:
-        return _revived, (type(self).__mro__[2], self.__dict__)
+        return _under_adapters, (type(self).__mro__[2], self.__dict__)
 
 
-@functools.cache
-def _under_adapters(quantiser: Any) -> Any:
-    return type(quantiser.__name__, (_Trains, quantiser), {})
+def _under_adapters(kind: Any, state: Mapping[str, Any]) -> Any:
+    return _made(type(kind.__name__, (_Trains, kind), {}), state)
 
 
-def _revived(quantiser: Any, state: Mapping[str, Any]) -> Any:
-    new: Any = object.__new__(_under_adapters(quantiser))
+def _made(kind: Any, state: Mapping[str, Any]) -> Any:
+    new = object.__new__(kind)
     new.__dict__.update(state)
     return new
 

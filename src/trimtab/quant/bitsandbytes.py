@@ -40,6 +40,11 @@ def _hold(module: Any) -> None:
     """On a CPU with bf16 instructions, a map in 4 bits is packed anew at the first inference: its
     double quantisation is lost, and no gradient passes from then on. Under adapters it stays as it
     is; what was packed before is unpacked, its scales rounded to bf16 by then."""
+    own = module.weight
+    if own.__class__.__name__ == "Int8Params":
+        if own.CB is not None:
+            module.init_8bit_state()
+        own.SCB = module.state.SCB  # without it no checkpoint loads once the module has run
     if getattr(module, _PACKS, False):
         _unpack(module)
         setattr(module, _PACKS, False)
