@@ -142,16 +142,26 @@ class PassGradient:
     """After a quantised map. Where its kernel gives its input no gradient, all that lies before
     would stay untrained in silence: the gradient then goes straight through the weight."""
 
+    def __init__(self) -> None:
+        self.passes: bool | None = None  # not known before it is asked for
+
     def __call__(self, module: nn.Module, args: Any, y: Any) -> Any:
         before, bias = module.__dict__.pop(_BIAS, None), module._parameters.get("bias")
         if before is not None and bias is not None and bias.dtype != before.dtype:
             bias.data = before
         x = args[0] if args else None
-        if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.requires_grad):
+        if not (isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()):
             return None
-        if torch.is_grad_enabled() and not y.requires_grad:
-            return _Straight.apply(x, y, module)
-        return None
+        if self.passes is None and not torch.compiler.is_compiling():
+            self.passes = _passes(module, x)
+        return _Straight.apply(x, y, module) if self.passes is False else None
+
+
+def _passes(module: nn.Module, x: Tensor) -> bool:
+    """Whether the output, asked once more with one row, hangs together with the input."""
+    row = x.detach().reshape(-1, x.shape[-1])[:1].clone().requires_grad_()
+    y = module.forward(row)
+    return y.requires_grad and torch.autograd.grad(y.sum(), row, allow_unused=True)[0] is not None
 
 
 _BIAS = "_bias_before"
@@ -167,7 +177,7 @@ class _Straight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return (dy @ weight(ctx.module).to(dy.dtype)).to(ctx.dtype), None, None
+        return (dy @ weight(ctx.module).to(dy.dtype)).to(ctx.dtype), dy, None
 
 
 def hold(module: nn.Module) -> None:

@@ -51,34 +51,34 @@ QUANTISED = tuple(
 
 
 def over_a_quantised_base(method: Method, architecture: Architecture) -> None:
-    """Against the same adapter over the plain base: every gradient, the outputs, merged and
-    unmerged, saved and loaded; on the way no code changes."""
+    """Against the same adapter over the plain base: the outputs, saved and loaded, every gradient,
+    merged and unmerged; on the way no code changes."""
     plain_base = dataclasses.replace(
         architecture, make=dataclasses.replace(architecture.make, plain=True)
     )
     trial, plain = Trial(method, architecture), Trial(method, plain_base)
-    before = _bits(trial.model)
+    before = bits(trial.model)
     adapter, twin = trial.perturbed(), plain.perturbed()
     with torch.no_grad():
         for name, tensor in twin.tensors().items():
             tensor.copy_(adapter.tensors()[name])
-    trial.outputs()  # inference before training, after which a library may give no gradient
-    ours, theirs = _gradients(trial), _gradients(plain)
-    ensure(ours.keys() == theirs.keys(), f"no gradient: {sorted(theirs.keys() - ours.keys())}")
-    for name, gradient in theirs.items():
-        assert_near(ours[name], gradient, f"the gradient of {name}", 1e-3)
     tolerance = ROUNDS_ITS_INPUT.get(architecture.name, 1e-3)
-    outputs = trial.outputs()
+    outputs = trial.outputs()  # before training: after it a library may give no gradient
     assert_near(outputs, plain.outputs(), "the outputs, against the plain base's", tolerance)
-    if affine(method):
-        _merges(trial, tolerance)
     with tempfile.TemporaryDirectory() as folder:
         save(trial.model, folder, name="default")
         other = Trial(method, architecture)
         load(other.model, folder)
         assert_same(other.outputs(), outputs, "the outputs of the loaded adapter")
+    ours, theirs = _gradients(trial), _gradients(plain)
+    ensure(ours.keys() == theirs.keys(), f"no gradient: {sorted(theirs.keys() - ours.keys())}")
+    for name, gradient in theirs.items():
+        assert_near(ours[name], gradient, f"the gradient of {name}", 1e-3)
+    assert_same(trial.outputs(), outputs, "the outputs after a step's gradients")
+    if affine(method):
+        _merges(trial, tolerance)
     detach(trial.model, "default")
-    _ensure_same(before, _bits(trial.model))
+    _ensure_same(before, bits(trial.model))
 
 
 def _gradients(trial: Trial) -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ def _gradients(trial: Trial) -> dict[str, Tensor]:
 
 def _merges(trial: Trial, tolerance: float) -> None:
     """Never into codes; into plain maps that stand in their place."""
-    outputs, bits = trial.outputs(), _bits(trial.model)
+    outputs, codes = trial.outputs(), bits(trial.model)
     try:
         merge(trial.model)
     except InputError as error:
@@ -108,10 +108,10 @@ def _merges(trial: Trial, tolerance: float) -> None:
     assert_near(trial.outputs(), outputs, "merged into plain maps", tolerance)
     unmerge(trial.model)
     assert_same(trial.outputs(), outputs, "the outputs after unmerging")
-    _ensure_same(bits, _bits(trial.model))
+    _ensure_same(codes, bits(trial.model))
 
 
-def _bits(model: nn.Module) -> dict[str, Tensor]:
+def bits(model: nn.Module) -> dict[str, Tensor]:
     """A copy of all that the model's state holds; of a tensor that is made of others, those."""
     found: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
