@@ -14,7 +14,10 @@ from trimtab.core import registry
 
 ROOT = Path(__file__).parent.parent
 BERT, GPT2 = cases.by_name("bert"), cases.by_name("gpt2")
-PAGES = {"compositions": BERT, "own-method": BERT, "files": BERT, "sites": GPT2}
+PAGES = {
+    **dict.fromkeys(("compositions", "own-method", "files", "quantised"), BERT),
+    "sites": GPT2,
+}
 
 
 @pytest.fixture(autouse=True)
