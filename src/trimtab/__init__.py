@@ -48,6 +48,7 @@ from trimtab.methods.pfeiffer import Pfeiffer as Pfeiffer
 from trimtab.methods.prefix import PrefixTuning as PrefixTuning
 from trimtab.methods.prompt import PromptTuning as PromptTuning
 from trimtab.methods.ptuning import PTuning as PTuning
+from trimtab.methods.qlora import QLoRA as QLoRA
 from trimtab.methods.reft import ReFT as ReFT
 from trimtab.methods.side import Side as Side
 from trimtab.methods.tokens import Tokens as Tokens

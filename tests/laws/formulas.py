@@ -62,6 +62,7 @@ def _rotations(n: int, b: int) -> int:
 # At each method's defaults.
 FORMULAS: dict[str, Formula] = {
     "lora": _sum(lambda s: 8 * (s.in_features + s.out_features)),
+    "qlora": _sum(lambda s: 8 * (s.in_features + s.out_features)),
     "loha": _sum(lambda s: 2 * 8 * (s.in_features + s.out_features)),
     "ia3": _sum(lambda s: s.in_features if "down" in s.roles else s.out_features),
     "bitfit": _sum(lambda s: s.out_features),

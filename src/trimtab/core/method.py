@@ -77,7 +77,8 @@ class Method(ABC):
     why the adapted model does not start at the base; `needs`, the facts of a call that it cannot do
     without; `by_example`, whether its law tells examples from positions; `base_dropout`, whether
     the base keeps its dropout; `replaces`, the base's tensors in whose place its own stand, so that
-    the base may hold other values there.
+    the base may hold other values there; `base`, the format that the base's maps must have (see
+    `trimtab.quantise`).
     """
 
     name: ClassVar[str] = ""
@@ -90,6 +91,7 @@ class Method(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     by_example: ClassVar[bool] = False
     replaces: ClassVar[frozenset[str]] = frozenset()
+    base: ClassVar[str | None] = None
     hf: ClassVar[Names | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -26,13 +26,15 @@ def _nothing(module: nn.Module) -> None:
 class Library:
     """What is known of one library's quantised modules.
 
-    `weight` gives what a module's codes stand for, in the layout of the plain module. `hold` comes
-    before a module computes under adapters, `release` when the last of them is gone.
+    `weight` gives what a module's codes stand for, in the layout of the plain module, and `form`
+    what the library calls such codes. `hold` comes before a module computes under adapters,
+    `release` when the last of them is gone.
     """
 
     name: str
     knows: Callable[[nn.Module], bool]
     weight: Callable[[nn.Module], Tensor]
+    form: Callable[[nn.Module], str]
     hold: Callable[[nn.Module], None] = _nothing
     release: Callable[[nn.Module], None] = _nothing
 
@@ -77,6 +79,12 @@ def features(module: nn.Module) -> tuple[int, int] | None:
     """(out, in) of a linear map as it says itself: codes may be packed in any shape."""
     out, inp = getattr(module, "out_features", None), getattr(module, "in_features", None)
     return (out, inp) if isinstance(out, int) and isinstance(inp, int) else None
+
+
+def form(module: nn.Module) -> str | None:
+    """What the module's library calls its codes; None of a plain module, and of one not known."""
+    known = library(module)
+    return None if known is None else known.form(module)
 
 
 @torch.no_grad()

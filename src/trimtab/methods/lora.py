@@ -17,6 +17,7 @@ from torch import Tensor
 from trimtab.core.lowrank import LowRank
 from trimtab.core.method import Additive, Names, Values
 from trimtab.core.operator import linear
+from trimtab.methods._peft_lora import LORA_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,25 +27,7 @@ class LoRA(LowRank, Additive):
     name = "lora"
     paper = "arXiv:2106.09685"
     learning_rate = 1e-3
-    hf: ClassVar[Names | None] = Names(
-        peft_type="LORA",
-        tensors={"A": "lora_A.weight", "B": "lora_B.weight"},
-        fields={
-            "rank": "r",
-            "alpha": "lora_alpha",
-            "dropout": "lora_dropout",
-            "rslora": "use_rslora",
-        },
-        transposed=True,
-        shift="lora_B.bias",
-        biases="lora_only",
-        tokens=True,
-        at={
-            "embedding": {"A": "lora_embedding_A", "B": "lora_embedding_B"},
-            "conv": {"A": "lora_A.weight", "B": "lora_B.weight"},
-        },
-        patches="A",
-    )
+    hf: ClassVar[Names | None] = LORA_NAMES
 
     def delta(self, p: Values) -> Tensor:
         return self.scale * (p.B @ p.A)

@@ -25,6 +25,11 @@ def _weight(module: Any) -> Tensor:
     return functional.int8_vectorwise_dequant(codes, scales).to(dtype(module))
 
 
+def _form(module: Any) -> str:
+    state = getattr(module.weight, "quant_state", None)
+    return "int8" if state is None else str(state.quant_type)
+
+
 def _unpack(module: Any) -> None:
     """Undo the packing for inference on a CPU, which gives no gradient."""
     from bitsandbytes import functional
@@ -58,7 +63,7 @@ def _release(module: Any) -> None:
 
 _PACKS, _BEFORE = "support_avx512bf16_for_cpu", "_packs_before"
 
-register(Library("bitsandbytes", _knows, _weight, _hold, _release))
+register(Library("bitsandbytes", _knows, _weight, _form, _hold, _release))
 
 
 def nf4(linear: nn.Linear) -> nn.Module:

@@ -19,7 +19,11 @@ def _weight(module: Any) -> Tensor:
     return module.weight.dequantize()
 
 
-register(Library("torchao", _knows, _weight))
+def _form(module: Any) -> str:
+    return type(module.weight).__name__
+
+
+register(Library("torchao", _knows, _weight, _form))
 
 
 def int8(linear: nn.Linear) -> nn.Module:
