@@ -20,10 +20,11 @@ from trimtab.core.method import Combine, Method, Selection
 from trimtab.core.registry import methods
 from trimtab.core.training import parameters
 from trimtab.match import sites
-from trimtab.quant import FORMATS
+from trimtab.quant import FORMATS, quantise
 from trimtab.testing.architectures import ARCHITECTURES, BERT, Architecture
 from trimtab.testing.check import hold, own_random_numbers
 from trimtab.testing.laws import LAWS, Law
+from trimtab.testing.laws.quantised import over_base
 from trimtab.testing.layers import LAYERS
 from trimtab.testing.trial import PARTS, NotApplicable, Trial, assert_near, perturb
 
@@ -93,7 +94,7 @@ def _holds(method: Method, law: Law, places: Sequence[Architecture] = ARCHITECTU
     """Whether the law holds in the first architecture that can tell."""
     try:
         hold(method, law, places[0], places)
-    except (NotApplicable, AssertionError, *_REFUSED):
+    except (AssertionError, *_REFUSED):
         return False
     return True
 
@@ -116,7 +117,7 @@ def _halves_make_a_whole(method: Method, architecture: Architecture) -> None:
 
 
 MIX = Law("mix", 7, "two halves of the same make it whole", _halves_make_a_whole)
-_REFUSED = (TrimtabError, RuntimeError, NotImplementedError)
+_REFUSED = (TrimtabError, RuntimeError, NotImplementedError, NotApplicable)
 
 
 def _layers(method: Method) -> Iterator[str]:
@@ -145,8 +146,10 @@ def _places() -> dict[str, list[str]]:
 
 
 def _acts(method: Method, architecture: Architecture, target: str) -> bool:
-    model, batch = architecture.model(), architecture.batch()
+    architecture = over_base(architecture, method.base)
+    batch = architecture.batch()
     try:
+        model = architecture.model()
         attached(method, model, target)
         before = _outputs(method, architecture, model, batch)
         with torch.no_grad():
@@ -185,6 +188,8 @@ def _count(method: Method, layers: Sequence[str]) -> tuple[int | None, str | Non
     single = next((name for name in SINGLE if name in layers), None)
     if single is not None:
         model = nn.Sequential(SINGLE[single]())
+        if method.base is not None:
+            quantise(model, method.base, skip=())
         attached(method, model, "0")
         return summary(model, "probe").trainable, f"{single}, {WIDTH}"
     trial = Trial(method, Architecture("standard", _standard, dict))
