@@ -34,12 +34,14 @@ def quantise(model: nn.Module, to: str = "nf4", *, skip: Sequence[str] | None = 
         to: "nf4" (4 bits with double quantisation, as QLoRA has it) or "int8", of bitsandbytes;
             "torchao-int8" or "torchao-int4".
         skip: maps that stay as they are, by the end of the name or as a glob; left out, the
-            model's heads. Tied maps, and those whose weight is read past them, stay always.
+            model's heads. Tied maps, those whose weight is read past them, and those that
+            transformers keeps in fp32 (T5 casts to the dtype of one) stay always.
     """
     model = unwrap(model)
     _refuse_adapters(model, "quantise")
     make = _format(to)
     left = heads(model) if skip is None else [skip] if isinstance(skip, str) else skip
+    left = [*left, *(getattr(model, "_keep_in_fp32_modules", None) or ())]
     found = [
         (paths, module)
         for paths, module in _linears(model)
