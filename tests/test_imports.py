@@ -105,4 +105,4 @@ def test_importing_trimtab_loads_nothing_heavy() -> None:
     loaded = set(answer.stdout.split())
     assert {"trimtab", "torch"} <= loaded
     heavy = {"transformers", "datasets", "accelerate", "sklearn", "pandas", "plotly", "typer"}
-    assert loaded & heavy == set()
+    assert loaded & (heavy | {"bitsandbytes", "torchao"}) == set()

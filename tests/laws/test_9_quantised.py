@@ -42,6 +42,7 @@ class Scribbling(trimtab.LoRA):
 
 @pytest.mark.parametrize("to", sorted(FORMATS))
 def test_controls(to: str) -> None:
+    pytest.importorskip(FORMATS[to][0])
     suite.breaks(Scribbling(), "quantised", on=to)
     if to not in ROUNDS_ITS_INPUT:
         suite.breaks(Forgetful(), "quantised", "merged into plain maps", on=to)
@@ -49,5 +50,6 @@ def test_controls(to: str) -> None:
 
 
 def test_codes_are_no_weights() -> None:
+    pytest.importorskip("bitsandbytes")
     suite.breaks(Peeking(), "quantised", on="nf4")
     suite.breaks(Peeking(), "quantised", "the gradient of", on="int8")
