@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -56,8 +57,12 @@ TRANSFORMER = "BERT, 2 blocks of width 768"
 
 def table() -> dict[str, dict[str, Any]]:
     """Every registered method: what it acts on, what can be done with it, files, cost."""
-    with own_random_numbers():
-        return {name: capabilities(cls()) for name, cls in methods().items()}
+    logging.disable(logging.WARNING)  # libraries of quantised maps tell what they could not load
+    try:
+        with own_random_numbers():
+            return {name: capabilities(cls()) for name, cls in methods().items()}
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def capabilities(method: Method) -> dict[str, Any]:
