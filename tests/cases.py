@@ -29,11 +29,11 @@ METHODS: list[Method] = [
     if cls.__module__.startswith("trimtab.")  # and not one that a test has registered
 ]
 SITED = [method for method in METHODS if not isinstance(method, Selection)]
-AFFINE = [method for method in METHODS if affine(method)]
+AFFINE = [method for method in METHODS if affine(method) and not method.base]
 
 
-FREE = [method for method in METHODS if not method.needs]
-"""What needs facts of a call, or other adapters, is held to the laws alone."""
+FREE = [method for method in METHODS if not (method.needs or method.base)]
+"""What needs facts of a call, other adapters or a quantised base is held to the laws alone."""
 
 
 def by_name(name: str) -> Architecture:

@@ -22,6 +22,7 @@ PAGES = {
     "compositions": BERT,
     "own-method": BERT,
     "files": BERT,
+    "quantised": BERT,
     "sites": GPT2,
     "starting": BERT,
 }

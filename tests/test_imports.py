@@ -15,7 +15,7 @@ import trimtab
 ROOT = Path(trimtab.__file__).parent
 LAYERS = [
     {"core"},
-    {"methods", "match", "attention", "choose", "place", "together", "adapt", "reference"},
+    {"methods", "match", "codes", "attention", "choose", "place", "together", "adapt", "reference"},
     {"store", "kernels", "quant", "init", "plan"},
     {"tasks", "data", "tune", "evaluate", "compare", "export", "serve", "combine", "recipes"},
     {"testing"},
@@ -105,4 +105,4 @@ def test_importing_trimtab_loads_nothing_heavy() -> None:
     loaded = set(answer.stdout.split())
     assert {"trimtab", "torch"} <= loaded
     heavy = {"transformers", "datasets", "accelerate", "sklearn", "pandas", "plotly", "typer"}
-    assert loaded & heavy == set()
+    assert loaded & (heavy | {"bitsandbytes", "torchao"}) == set()

@@ -66,6 +66,7 @@ from trimtab.methods.pfeiffer import Pfeiffer as Pfeiffer
 from trimtab.methods.prefix import PrefixTuning as PrefixTuning
 from trimtab.methods.prompt import PromptTuning as PromptTuning
 from trimtab.methods.ptuning import PTuning as PTuning
+from trimtab.methods.qlora import QLoRA as QLoRA
 from trimtab.methods.randlora import RandLoRA as RandLoRA
 from trimtab.methods.reft import ReFT as ReFT
 from trimtab.methods.road import Road as Road
@@ -77,6 +78,8 @@ from trimtab.methods.unipelt import UniPELT as UniPELT
 from trimtab.methods.vblora import VBLoRA as VBLoRA
 from trimtab.methods.vera import VeRA as VeRA
 from trimtab.methods.whole import Whole as Whole
+from trimtab.quant import dequantise as dequantise
+from trimtab.quant import quantise as quantise
 from trimtab.reference import Reference as Reference
 from trimtab.reference import using as using
 from trimtab.store import load as load

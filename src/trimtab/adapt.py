@@ -10,6 +10,7 @@ from typing import TypeGuard
 from torch import nn
 
 from trimtab.choose import Methods, Plan, choose
+from trimtab.codes import decode, encode
 from trimtab.core import sharded
 from trimtab.core.adapter import RECORD, Adapter, Record, carries, intact, record, unwrap
 from trimtab.core.compose import Composition, Route, Stack, order
@@ -17,9 +18,19 @@ from trimtab.core.errors import InputError, SiteNotFound, StateError
 from trimtab.core.host import Companion, Host
 from trimtab.core.method import Combine, Method, Prefix, Prompt, Selection
 from trimtab.core.site import Site
-from trimtab.core.walk import base_parameters, plain, walk
+from trimtab.core.walk import base_parameters, plain, shapes, walk
 from trimtab.match import Target
-from trimtab.place import build, guard, hosts_of, place, reconnect, release, remove, tied, withdraw
+from trimtab.place import (
+    build,
+    guard,
+    hosts_of,
+    place,
+    reconnect,
+    release,
+    remove,
+    tied,
+    withdraw,
+)
 from trimtab.together import composed, only_combined
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
@@ -168,6 +179,13 @@ def select(model: nn.Module, method: Selection, name: str) -> Adapter:
             f"{method.name} finds no parameter of its own to train in {type(model).__name__} "
             "(a head that is tied to the embedding has none)"
         )
+    packed = sorted(chosen.keys() & shapes(model).keys())
+    if packed:
+        raise InputError(
+            f"{method.name} trains {packed[0]!r} itself, whose codes do not train: dequantise the "
+            "model first (`trimtab.dequantise(model)`), or take a method that leaves the base as "
+            "it is"
+        )
     base = record(model).originals() if carries(model) else {}
     originals = {key: base.get(key, p).detach().clone() for key, p in chosen.items()}
     return Adapter(name, (("", method),), selected=chosen, originals=originals)
@@ -252,13 +270,16 @@ def _without(node: Composition | None, name: str) -> Composition | None:
     return None if name in order(node) else node
 
 
-def merge(model: nn.Module) -> nn.Module:
+def merge(model: nn.Module, *, dequantise: bool = False) -> nn.Module:
     """Write the active adapters into the base's weights; the model then runs at the base's own
     speed.
 
     Until `unmerge`, saving the model writes an ordinary checkpoint with the merged weights. Code
     that reads a weight past its module (`h @ self.embed.weight.T`) sees the base's before merging,
     and the merged one after it: leave such a module out, or the outputs differ.
+
+    Nothing is rounded to the codes of a quantised base: `dequantise=True` puts plain maps in the
+    place of all its quantised ones; `unmerge` puts the quantised ones back.
     """
     record_ = record(model)
     record_.switch.refuse_held()
@@ -270,6 +291,7 @@ def merge(model: nn.Module) -> nn.Module:
     _refuse_unmergeable(record_)
     sharded.reshard(model)
     done: list[Host] = []
+    codes = decode(unwrap(model)) if dequantise else {}
     try:
         shared = tied(unwrap(model))
         for host in _hosts(record_):
@@ -278,7 +300,9 @@ def merge(model: nn.Module) -> nn.Module:
     except Exception:
         for host in done:
             host.unmerge()
+        encode(unwrap(model), codes)
         raise
+    record_.codes = codes
     record_.switch.set(record_.switch.composition, merged=True)
     return model
 
@@ -307,6 +331,8 @@ def unmerge(model: nn.Module) -> nn.Module:
     sharded.reshard(model)
     for host in _hosts(record_):
         host.unmerge()
+    encode(unwrap(model), record_.codes)
+    record_.codes = {}
     record_.switch.set(record_.switch.composition)
     return model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,9 +21,11 @@ from trimtab.core.method import Combine, Composite, Method, Selection
 from trimtab.core.registry import methods
 from trimtab.core.training import parameters
 from trimtab.match import sites
+from trimtab.quant import FORMATS, quantise
 from trimtab.testing.architectures import ARCHITECTURES, BERT, Architecture
 from trimtab.testing.check import hold, own_random_numbers
 from trimtab.testing.laws import LAWS, Law
+from trimtab.testing.laws.quantised import over_base
 from trimtab.testing.layers import LAYERS
 from trimtab.testing.trial import PARTS, NotApplicable, Trial, assert_near, perturb
 
@@ -54,8 +57,12 @@ TRANSFORMER = "BERT, 2 blocks of width 768"
 
 def table() -> dict[str, dict[str, Any]]:
     """Every registered method: what it acts on, what can be done with it, files, cost."""
-    with own_random_numbers():
-        return {name: capabilities(cls()) for name, cls in methods().items()}
+    logging.disable(logging.WARNING)  # libraries of quantised maps tell what they could not load
+    try:
+        with own_random_numbers():
+            return {name: capabilities(cls()) for name, cls in methods().items()}
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def capabilities(method: Method) -> dict[str, Any]:
@@ -72,6 +79,7 @@ def capabilities(method: Method) -> dict[str, Any]:
         "stackable": not selects and _holds(method, LAWS["stack"]),
         "routable": not selects and _holds(method, LAWS["route"]),
         "mixable": not selects and _holds(method, MIX),
+        "quantised": _quantised(method),
         "needs": sorted(method.needs),
         "hf_peft": method.hf.peft_type if method.hf else None,
         "parameters": count,
@@ -92,13 +100,19 @@ def _kind(method: Method) -> str:
     return method.name if base is Method else base.__name__.lower()
 
 
-def _holds(method: Method, law: Law) -> bool:
+def _holds(method: Method, law: Law, places: Sequence[Architecture] = ARCHITECTURES) -> bool:
     """Whether the law holds in the first architecture that can tell."""
     try:
-        hold(method, law, ARCHITECTURES[0], ARCHITECTURES)
-    except (NotApplicable, AssertionError, *_REFUSED):
+        hold(method, law, places[0], places)
+    except (AssertionError, *_REFUSED):
         return False
     return True
+
+
+def _quantised(method: Method) -> list[str]:
+    """The formats of a base over which it is what it is over a plain one."""
+    law = LAWS["quantised"]
+    return [where.name for where in law.over if _holds(method, law, (where,))]
 
 
 def _halves_make_a_whole(method: Method, architecture: Architecture) -> None:
@@ -113,7 +127,7 @@ def _halves_make_a_whole(method: Method, architecture: Architecture) -> None:
 
 
 MIX = Law("mix", 7, "two halves of the same make it whole", _halves_make_a_whole)
-_REFUSED = (TrimtabError, RuntimeError, NotImplementedError)
+_REFUSED = (TrimtabError, RuntimeError, NotImplementedError, NotApplicable)
 
 
 def _layers(method: Method) -> Iterator[str]:
@@ -142,8 +156,10 @@ def _places() -> dict[str, list[str]]:
 
 
 def _acts(method: Method, architecture: Architecture, target: str) -> bool:
-    model, batch = architecture.model(), architecture.batch()
+    architecture = over_base(architecture, method.base)
+    batch = architecture.batch()
     try:
+        model = architecture.model()
         attached(method, model, target)
         before = _outputs(method, architecture, model, batch)
         with torch.no_grad():
@@ -183,6 +199,8 @@ def _count(method: Method, layers: Sequence[str]) -> tuple[int | None, str | Non
     single = next((name for name in SINGLE if name in alone), None)
     if single is not None:
         model = nn.Sequential(SINGLE[single]())
+        if method.base is not None:
+            quantise(model, method.base, skip=())
         attached(method, model, "0")
         return summary(model, "probe").trainable, f"{single}, {WIDTH}"
     trial = Trial(method, Architecture("standard", _standard, dict))
@@ -204,6 +222,7 @@ HEAD = (
     "targets",
     "acts on",
     "can be",
+    "quantised bases",
     "needs",
     "HF PEFT",
     f"parameters at {WIDTH}",
@@ -222,6 +241,7 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
         ", ".join(row["targets"]) or "–",
         ", ".join(row["layers"]) or "the base's own parameters",
         ", ".join(can) or "–",
+        "all" if len(row["quantised"]) == len(FORMATS) else ", ".join(row["quantised"]) or "–",
         ", ".join(row["needs"]) or "–",
         row["hf_peft"] or "–",
         f"{row['parameters']:,}{mark}" if row["parameters"] is not None else "–",

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trimtab import attention
-from trimtab.core import stack, watch
+from trimtab.core import quantised, quantiser, stack, watch
 from trimtab.core.adapter import RECORD, Adapter, Record
 from trimtab.core.delta import Delta, Tensors, params
 from trimtab.core.errors import InputError
@@ -17,7 +17,7 @@ from trimtab.core.host import Companion, Host, ParameterHost
 from trimtab.core.layout import Run, runs, tables
 from trimtab.core.method import Beside, Combine, Intervention, Method, Prefix, Prompt
 from trimtab.core.site import Site, geometry
-from trimtab.core.walk import base_parameters, plain, walk
+from trimtab.core.walk import base_parameters, coded, plain, walk
 from trimtab.match import ROOT, input_embedding, sites
 
 Built = tuple[list[tuple[Site, Delta]], dict[str, Tensors]]
@@ -259,6 +259,9 @@ def _tap(model: nn.Module, record: Record, run: Run) -> None:
 def guard(model: nn.Module, record: Record) -> None:
     """Freeze the base, and watch the model from now on."""
     model.__dict__[RECORD] = record
+    for _, module in coded(model):
+        quantised.hold(module)
+    quantiser.trains(model)
     for _, parameter in base_parameters(model):
         parameter.requires_grad_(False)
     record.nested_before = tuple(name for name, module in walk(model) if _nests(plain(module)))
@@ -320,6 +323,9 @@ def remove(model: nn.Module, record: Record, adapter: Adapter) -> None:
 def release(model: nn.Module, record: Record) -> None:
     """The model is the base again."""
     model.__dict__.pop(RECORD, None)
+    for _, module in coded(model):
+        quantised.release(module)
+    quantiser.trains_no_more(model)
     for _, module in walk(model):
         for hook in HOOKS:
             watch.drop(module, hook)
@@ -347,7 +353,7 @@ HOOKS: tuple[Any, ...] = (
         watch.OutputSkipped,
         watch.InputGradients,
     ),
-    *(watch.StackGradients, watch.contiguous_input),
+    *(watch.StackGradients, watch.contiguous_input, quantised.KeepBias, quantised.PassGradient),
     *(stack.EnterModel, stack.EnterStack, stack.EnterBlocks),
     *_MOVING,
 )

@@ -118,6 +118,7 @@ def _bank(sites: Sequence[Site]) -> int:
 # At each method's defaults.
 FORMULAS: dict[str, Formula] = {
     "lora": _sum(lambda s: 8 * (s.in_features + s.out_features)),
+    "qlora": _sum(lambda s: 8 * (s.in_features + s.out_features)),
     "loha": _sum(lambda s: 2 * 8 * (s.in_features + s.out_features)),
     "lokr": _sum(_kronecker),
     "hira": _sum(lambda s: 32 * (s.in_features + s.out_features)),

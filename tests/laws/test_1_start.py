@@ -20,7 +20,7 @@ def test_holds(method: Method, law: Any, where: Any) -> None:
     suite.check(method, law, where)
 
 
-@cases.pairs([method for method in cases.SITED if not method.needs])
+@cases.pairs([method for method in cases.FREE if method in cases.SITED])
 def test_a_method_without_a_site_says_so(method: Method, architecture: cases.Architecture) -> None:
     """Either something is adapted, or an error names the target; never nothing in silence."""
     model = architecture.model()

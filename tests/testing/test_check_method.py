@@ -66,7 +66,8 @@ def test_a_method_of_ones_own() -> None:
         "several",
         "counts",
     }
-    assert len({found.architecture for found in report.rows if found.law != "layers"}) == 13
+    general = [found for found in report.rows if found.law not in ("layers", "quantised")]
+    assert len({found.architecture for found in general}) == 13
     assert [r.architecture for r in report.rows if r.law == "layers"] == [x.name for x in LAYERS]
 
 
@@ -150,6 +151,6 @@ def test_rows_read_well() -> None:
 
 
 def test_every_law_is_numbered_and_described() -> None:
-    assert {law.number for law in LAWS.values()} == {*range(1, 12)} - {9}
+    assert {law.number for law in LAWS.values()} == {*range(1, 12)}
     assert all(law.says and law.check.__doc__ for law in LAWS.values())
     assert row(trimtab.LoRA(), LAWS["start"], ARCHITECTURES[0]).outcome == "holds"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -115,6 +116,9 @@ class Record:
     adapters: dict[str, Adapter] = field(default_factory=dict)
     trained_before: frozenset[str] = frozenset()
     nested_before: tuple[str, ...] = ()  # torch's encoders that made nested tensors of padded input
+    codes: dict[str, Any] = field(
+        default_factory=dict
+    )  # what a merge has put plain maps in place of
 
     def originals(self) -> dict[str, Tensor]:
         """The base's own values, by parameter, where merging or training has changed them."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from torch import nn
 
 from trimtab.core.adapter import intact, record, unwrap
-from trimtab.core.walk import base_parameters
+from trimtab.core.walk import base_parameters, shapes
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,14 @@ def summary(model: nn.Module, name: str | None = None) -> Summary:
     counts = {name: parameter.numel() for name, parameter in adapter.selected.items()}
     for site, delta in adapter.deltas():
         counts[site] = counts.get(site, 0) + sum(p.numel() for p in delta.parameters())
-    base = [parameter.numel() for _, parameter in base_parameters(unwrap(model))]
+    base = unwrap(model)
+    packed = shapes(base)  # of codes the number of what they stand for
+    total = sum(prod(packed.get(key, tuple(p.shape))) for key, p in base_parameters(base))
     return Summary(
         name=adapter.name,
         methods=tuple(sorted({method.name for _, method in adapter.entries})),
         sites=counts,
         trainable=sum(p.numel() for p in adapter.parameters()),
         bytes=sum(t.numel() * t.element_size() for t in adapter.tensors().values()),
-        total=sum(base),
+        total=total,
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from trimtab.core import quantised
 from trimtab.core.block import Block
 from trimtab.core.call import Call
 from trimtab.core.compose import Composition, order, over
@@ -135,7 +136,6 @@ class Host(nn.Module):
     def __init__(self, site: Site, switch: Switch) -> None:
         super().__init__()
         base = site.module
-        self.__dict__["base"] = base  # beside the module tree: a child would rename the parameters
         self.switch = switch
         self.called = False
         self.ran = False  # in this call of the model; only `watch.OutputSkipped` looks at it
@@ -143,15 +143,19 @@ class Host(nn.Module):
         self.geometries: dict[str, Geometry] = {}
         self.tapped: dict[str, str] = {}
         self.reads: dict[str, str] = {}
-        self._parameters = base._parameters
-        self._buffers = base._buffers
-        self._non_persistent_buffers_set = base._non_persistent_buffers_set
+        self.stand_on(base)
         self._modules.update(base._modules)
         self.deltas = Deltas()
         self.training = self.deltas.training = base.training
         self._register_state_dict_hook(_leave_out_merged)
         self.admit(site)
         self.__dict__["_own"] = frozenset(self.__dict__) | {"_own"}
+
+    def stand_on(self, base: nn.Module) -> None:
+        """Another base of the same geometry in the place of the one before."""
+        self.__dict__["base"] = base  # beside the module tree: a child would rename the parameters
+        self._parameters, self._buffers = base._parameters, base._buffers
+        self._non_persistent_buffers_set = base._non_persistent_buffers_set
 
     def admit(self, site: Site) -> None:
         """A further site of this module: of parts of a fused map the whole is remembered."""
@@ -250,23 +254,23 @@ class Host(nn.Module):
 
     def _writable(self, name: str, new: Tensor) -> nn.Parameter | None:
         """The base's parameter of this name, if the new values would change it."""
-        own = attribute(self.base, name)
-        coded = not own.is_floating_point() or own.dtype.itemsize == 1
+        coded = name == "weight" and quantised.coded(self.base)
+        own = quantised.weight(self.base) if coded else attribute(self.base, name)
         if torch.equal(new, own.to(new.dtype)) or (
             not coded and torch.equal(new.to(own.dtype), own)
         ):
             return None
         where = f"the {name} of {type(self.base).__name__} at {self.active()[-1].site.name!r}"
+        if coded:
+            raise InputError(
+                f"{where} holds codes, to which merged values would be rounded: leave the adapter "
+                "unmerged, or give up the codes, `merge(model, dequantise=True)`"
+            )
         if not isinstance(own, nn.Parameter):
             raise StateError(
                 f"{where} is computed from other tensors at every call (weight norm, a "
                 "parametrization), so nothing can be merged into it: make it a plain parameter "
                 "before attaching, or leave the adapter unmerged"
-            )
-        if coded:
-            raise InputError(
-                f"{where} holds codes of {own.dtype}, to which merged values would be rounded: "
-                "dequantise the model before attaching, or leave the adapter unmerged"
             )
         return own
 

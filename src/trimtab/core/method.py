@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,57 +19,14 @@ from trimtab.core.names import Names as Names
 from trimtab.core.operator import Operator, Patches, dropout, linear, multiplied
 from trimtab.core.registry import check, frozen, register
 from trimtab.core.site import Geometry, Site, peculiar
+from trimtab.core.values import Param as Param
+from trimtab.core.values import Values as Values
 
 OURS = "trimtab_"
 """What an attention function's name begins with once it knows of prefixes."""
 
 EXTENDED = ("eager", "sdpa")
 """The attention functions that prefixes extend."""
-
-
-class Values:
-    """The tensors of one delta as attributes, its own and its adapter's shared ones, cast to the
-    dtype of the computation. `site` is where it acts, the `index`th of its method's `total` sites;
-    `shared` names the tensors that those have in common. `tensors` has them by name, whatever their
-    names are: a module trained whole may call its parameters as these facts are called.
-    """
-
-    def __init__(
-        self,
-        tensors: Mapping[str, Tensor],
-        training: bool = False,
-        site: Site | None = None,
-        index: int = 0,
-        total: int = 1,
-        shared: Collection[str] = (),
-    ) -> None:
-        for name, tensor in tensors.items():
-            setattr(self, name, tensor)
-        self.training, self.index, self.total, self.shared = training, index, total, shared
-        if site is not None:
-            self.site = site
-        self.tensors = dict(tensors)
-
-    site: Site
-
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Param:
-    """A named tensor of a delta. `trained` receives gradients; otherwise it is kept fixed, or is
-    state that `after_backward` changes.
-
-    `exact` keeps it in its own precision at use: for factors near one, which bf16 would round away.
-    `rate` multiplies the optimizer's learning rate.
-    """
-
-    value: Tensor
-    trained: bool = True
-    exact: bool = False
-    rate: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +37,8 @@ class Method(ABC):
     why the adapted model does not start at the base; `needs`, the facts of a call that it cannot do
     without; `by_example`, whether its law tells examples from positions; `base_dropout`, whether
     the base keeps its dropout; `replaces`, the base's tensors in whose place its own stand, so that
-    the base may hold other values there.
+    the base may hold other values there; `base`, the format that the base's maps must have (see
+    `trimtab.quantise`).
     """
 
     name: ClassVar[str] = ""
@@ -93,6 +51,7 @@ class Method(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     by_example: ClassVar[bool] = False
     replaces: ClassVar[frozenset[str]] = frozenset()
+    base: ClassVar[str | None] = None
     hf: ClassVar[Names | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from trimtab.core import kernel
+from trimtab.core import kernel, quantised
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
-from trimtab.core.site import Geometry, attribute, beside
+from trimtab.core.site import Geometry, tensors_of
 
 if TYPE_CHECKING:
     from trimtab.core.delta import Delta
@@ -90,19 +90,18 @@ class Base(Operator):
         own = dict(tensors)
         if isinstance(x, Patches):
             return x.last(self.using(tensors, x.x))
+        if quantised.coded(self.module):  # another weight stands in no codes
+            y = linear(x, self.geometry.read(own["weight"]), own.get("bias"))
+            return y if self.geometry.gain == 1 else self.geometry.gain * y
         return functional_call(self.module, own, (x, *self.args), dict(self.kwargs))
 
     def tensors(self) -> dict[str, Tensor]:
-        if self.parameter is None:
-            own: dict[str, Tensor] = dict(self.module.named_parameters(recurse=False))
-            weight = getattr(self.module, "weight", None)
-            return {"weight": weight, **own} if isinstance(weight, Tensor) else own  # or computed
-        path = beside(self.parameter)
-        weight, bias = attribute(self.module, self.parameter), path and attribute(self.module, path)
-        return {"weight": weight, "bias": bias} if isinstance(bias, Tensor) else {"weight": weight}
+        return tensors_of(self.module, self.parameter)
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
+        if quantised.coded(self.module):
+            return quantised.dtype(self.module)
         return next(self.module.parameters()).dtype
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from trimtab.core import quantised
+
 Kind = Literal["linear", "norm", "embedding", "conv", "attention", "block", "stack", "other"]
 
 # Norms whose gain acts along the channels, the second dimension, and not along the last.
@@ -53,13 +55,14 @@ def geometry(module: nn.Module) -> Geometry:
     """Recognise a module by what it offers, so that subclasses and other libraries' layers
     count.
     """
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or isinstance(module, nn.Bilinear) or peculiar(module):
+    weight, mapped = getattr(module, "weight", None), quantised.features(module)
+    if isinstance(module, nn.Bilinear) or peculiar(module):
         return Geometry("other", 0, 0)
-    out, inp = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    if mapped is not None and (isinstance(weight, Tensor) or quantised.coded(module)):
+        return Geometry("linear", *mapped)
+    if not isinstance(weight, Tensor):
+        return Geometry("other", 0, 0)
     name = type(module).__name__
-    if isinstance(out, int) and isinstance(inp, int):
-        return Geometry("linear", out, inp)
     if name == "Conv1D" and weight.ndim == 2:
         return Geometry("linear", weight.shape[1], weight.shape[0], transposed=True)
     if isinstance(module, nn.Embedding):
@@ -146,8 +149,10 @@ class Site:
 
     @property
     def matrix(self) -> Tensor:
-        """The base's own map as laws see it, (out, in): of a part its rows, of experts the one."""
-        W = (self.whole or self.geometry).read(self.weight.detach())
+        """The base's own map as laws see it, (out, in): of a part its rows, of experts the one; of
+        codes the weight that they stand for."""
+        weight = tensors_of(self.module, self.parameter)["weight"].detach()
+        W = (self.whole or self.geometry).read(weight)
         W = W if self.expert is None else W[self.expert]
         return W if self.rows is None else W[slice(*self.rows)]
 
@@ -189,6 +194,20 @@ def beside(weight: str) -> str:
     """The path of the bias that belongs to a weight; "" where the name does not say."""
     head, dot, leaf = weight.rpartition(".")
     return f"{head}{dot}{leaf.replace('weight', 'bias')}" if "weight" in leaf else ""
+
+
+def tensors_of(module: nn.Module, parameter: str | None = None) -> dict[str, Tensor]:
+    """The module's tensors by name, in its layout; `parameter` names the weight where it reads that
+    itself. Codes are read as the weight that they stand for."""
+    if parameter is not None:
+        path = beside(parameter)
+        weight, bias = attribute(module, parameter), path and attribute(module, path)
+        return {"weight": weight, "bias": bias} if isinstance(bias, Tensor) else {"weight": weight}
+    if quantised.coded(module):
+        return quantised.tensors(module)
+    own: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+    weight = getattr(module, "weight", None)
+    return {"weight": weight, **own} if isinstance(weight, Tensor) else own  # or computed
 
 
 def own_tensors(module: nn.Module) -> Iterator[Tensor]:

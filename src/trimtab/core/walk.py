@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from trimtab.core import quantised
 from trimtab.core.host import Deltas, Host
 
 
@@ -40,3 +41,21 @@ def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield (f"{name}.{key}" if name else key), parameter
+
+
+def coded(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name, base's module) of those that keep their weights as codes, each once."""
+    for name, module in walk(model):
+        if quantised.coded(plain(module)):
+            yield name, plain(module)
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The weights that are kept as codes, and the shapes of what they stand for."""
+    found = {}
+    for name, module in coded(model):
+        own = module._parameters.get("weight")
+        if own is not None:
+            key = f"{name}.weight".lstrip(".")
+            found[key] = quantised.features(module) or tuple(own.shape)
+    return found

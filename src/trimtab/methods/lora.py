@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from trimtab.core.lowrank import Update
 from trimtab.core.method import Names
+from trimtab.methods._peft_lora import LORA_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,24 +27,4 @@ class LoRA(Update):
     name = "lora"
     paper = "arXiv:2106.09685"
     learning_rate = 1e-3
-    hf: ClassVar[Names | None] = Names(
-        peft_type="LORA",
-        tensors={"A": "lora_A.weight", "B": "lora_B.weight"},
-        fields={
-            "rank": "r",
-            "alpha": "lora_alpha",
-            "dropout": "lora_dropout",
-            "rslora": "use_rslora",
-        },
-        transposed=True,
-        shift="lora_B.bias",
-        biases="lora_only",
-        tokens=True,
-        parameters=True,
-        at={
-            "embedding": {"A": "lora_embedding_A", "B": "lora_embedding_B"},
-            "conv": {"A": "lora_A.weight", "B": "lora_B.weight"},
-        },
-        patches="A",
-        starts=("pissa", "olora"),
-    )
+    hf: ClassVar[Names | None] = LORA_NAMES

@@ -18,7 +18,7 @@ from trimtab.core.call import Call
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method, Param, Values
 from trimtab.core.operator import Operator
-from trimtab.core.site import Geometry, Site
+from trimtab.core.site import Geometry, Site, tensors_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,8 @@ class Whole(Method):
         return None
 
     def init(self, site: Site) -> dict[str, Param]:
-        own = site.module.named_parameters(recurse=False)
-        return {name: Param(tensor.detach().clone(), exact=True) for name, tensor in own}
+        own = tensors_of(site.module)
+        return {name: Param(tensor.detach().clone(), exact=True) for name, tensor in own.items()}
 
     def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         raise InputError("a module trained whole has no law over the base's matrix: it replaces it")

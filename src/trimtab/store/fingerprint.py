@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trimtab.core.errors import AdapterMismatch
 from trimtab.core.sharded import whole
-from trimtab.core.walk import base_parameters
+from trimtab.core.walk import base_parameters, shapes
 
 _SAMPLES = 8
 _TOLERANCE = 2.0**-7 + 2.0**-10  # one step of bf16, and what four digits leave out
@@ -24,15 +24,17 @@ _SMALLEST = 2.0**-23  # two steps of fp16 near zero
 
 
 def describe(model: nn.Module, replaced: Collection[str], originals: Mapping[str, Tensor]) -> Any:
-    """The base's parameters by name: shape and samples; `replaced` ones (trained whole, and so in
-    the adapter itself) by shape alone. `originals` holds what selected parameters were before
-    training.
+    """The base's parameters by name: shape and samples; by shape alone `replaced` ones (trained
+    whole, and so in the adapter itself) and quantised ones, whose adapters fit the base in any
+    precision. `originals` holds what selected parameters were before training.
     """
-    own = dict(base_parameters(model))
+    own, packed = dict(base_parameters(model)), shapes(model)
     return {
         name: {
-            "shape": list(parameter.shape),
-            "values": None if name in replaced else _sample(originals.get(name, parameter)),
+            "shape": list(packed.get(name, tuple(parameter.shape))),
+            "values": None
+            if name in replaced or name in packed
+            else _sample(originals.get(name, parameter)),
         }
         for name, parameter in own.items()
     }

@@ -16,6 +16,7 @@ from trimtab.testing.architectures import ARCHITECTURES, Architecture
 from trimtab.testing.cover import rotate
 from trimtab.testing.laws import LAWS, Law, counts
 from trimtab.testing.laws.counts import Formula
+from trimtab.testing.laws.quantised import over_base
 from trimtab.testing.report import Report, Row
 from trimtab.testing.trial import NotApplicable, NotHere
 
@@ -113,7 +114,7 @@ def hold(method: Method, law: Law, where: Any, others: Sequence[Any] = ()) -> An
     reason = NotHere("")
     for place in places:
         try:
-            law.check(method, place)
+            law.check(method, over_base(place, method.base))
         except NotHere as error:
             reason = reason if str(reason) else error
         else:

@@ -35,9 +35,17 @@ ONCE = frozenset({"compile"})
 """Laws that are too slow to be tried on every architecture: one each method, in turn."""
 
 PACKAGE = Path(__file__).parent.parent
-TRIED = ("*.py", "core/*.py", "methods/*.py", "kernels/*.py", "store/**/*.py", "testing/laws/*.py")
+TRIED = (
+    "*.py",
+    "core/*.py",
+    "methods/*.py",
+    "kernels/*.py",
+    "store/**/*.py",
+    "quant/*.py",
+    "testing/laws/*.py",
+)
 SPARED = {PACKAGE / "__init__.py", PACKAGE / "__main__.py", PACKAGE / "capabilities.py"}
-VERSIONS = ("torch", "transformers", "peft")
+VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "torchao")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from trimtab.core import registry
 from trimtab.core.errors import InputError
 from trimtab.data import Splits, load
 from trimtab.evaluate.predict import logits, precision
+from trimtab.quant import quantise
 from trimtab.tasks import TextClassification, lookup
 from trimtab.tasks.text_classification import Encoded
 from trimtab.tune import demands, hardware, positions
@@ -124,6 +125,8 @@ def open_session(config: Config, labels: Sequence[str]) -> Session:
     weights = torch.bfloat16 if config.dtype == "bfloat16" and not config.selects else torch.float32
     model, fresh = task.model(config.model, labels, tokenizer, weights, config.base_dropout)
     model.to(hardware.device()).eval()
+    if (form := registry.lookup(config.method).base) is not None:
+        quantise(model, form)
     _set_attention(model, config)
     return Session(config, task, list(labels), tokenizer, model, fresh)
 

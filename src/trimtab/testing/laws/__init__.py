@@ -19,9 +19,11 @@ from trimtab.testing.laws import (
     learning,
     many,
     merging,
+    quantised,
     start,
     switching,
 )
+from trimtab.testing.laws.quantised import QUANTISED
 from trimtab.testing.layers import LAYERS
 
 
@@ -65,6 +67,7 @@ LAWS: dict[str, Law] = {
         Law("stack", 7, "two in a stack act and train", many.stacks_train_both),
         Law("route", 7, "one adapter an example", many.routes_equal_one_at_a_time),
         Law("layers", 8, "every kind of layer", geometry.acts_or_says_why, LAYERS),
+        Law("quantised", 9, "over quantised bases", quantised.over_a_quantised_base, QUANTISED),
         Law("counts", 10, "parameters as the formula says", counts.counts),
         Law("switch", 11, "no switch before backward", switching.switching_before_backward_raises),
         Law("free", 11, "free after backward", switching.switching_after_backward_is_free),

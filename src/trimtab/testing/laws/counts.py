@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import torch
 
 from trimtab.core.counts import summary
 from trimtab.core.method import Method, Selection
 from trimtab.core.site import Site
+from trimtab.core.walk import shapes
 from trimtab.match import sites
 from trimtab.testing.architectures import Architecture
 from trimtab.testing.trial import (
@@ -27,7 +29,9 @@ def counts(method: Method, architecture: Architecture, parameters: Formula | Non
     for dtype in (torch.float32, torch.bfloat16):
         trial = Trial(method, architecture, dtype)
         known = {site.name: site for site in sites(trial.model)}
-        total = sum(p.numel() for p in architecture.model().parameters())
+        whole = architecture.model()
+        packed = shapes(whole)
+        total = sum(prod(packed.get(n, tuple(p.shape))) for n, p in whole.named_parameters())
         adapter = trial.attach()
         unique = {id(p): p.numel() for p in adapter.parameters()}
         report = summary(trial.model, "default")

@@ -99,7 +99,7 @@ def _other_base(
     moved = [
         (name, parameter)
         for name, parameter in other.model.named_parameters()
-        if name not in replaced and ".deltas." not in name
+        if name not in replaced and ".deltas." not in name and parameter.is_floating_point()
     ]
     with torch.no_grad():
         for _, parameter in moved:

@@ -4,12 +4,12 @@ restores the base bit for bit."""
 from __future__ import annotations
 
 import torch
-from torch.func import functional_call
 
 from trimtab.adapt import activate, detach, merge, unmerge
 from trimtab.core.errors import StateError, TrimtabError
 from trimtab.core.host import Host
 from trimtab.core.method import Additive, Method, Transform
+from trimtab.core.operator import Base
 from trimtab.testing.architectures import Architecture
 from trimtab.testing.trial import (
     NotApplicable,
@@ -37,9 +37,9 @@ def try_merge(trial: Trial) -> None:
         ensure(str(error), "merging is refused without a reason")
         assert_same_state(trial.model, before)
         assert_same(trial.outputs(), outputs, "the outputs after a merge that was refused")
-        if isinstance(error, StateError) and affine(
+        if (isinstance(error, StateError) or trial.method.base) and affine(
             trial.method
-        ):  # tied weights, which another model has not
+        ):  # tied weights, which another model has not; codes: law 9 merges those
             raise NotHere(str(error)) from None
         ensure(not affine(trial.method), f"it is affine, and does not merge: {error}")
         raise NotApplicable(str(error)) from None
@@ -81,7 +81,7 @@ def _probe(site: str, host: Host) -> None:
         assert_near(at_zero[0], shift, f"{site}: the law's bias against the probed one", 1e-5)
     own = {"weight": geometry.store(weight)} | ({} if bias is None else {"bias": bias})
     x = torch.randn(3, geometry.in_features)
-    expected = functional_call(host.base, own, (x,))
+    expected = Base(host.base, geometry).using(own, x)
     assert_near(operator(x), expected, f"{site}: forward against the base with the law's weights")
 
 
