@@ -84,45 +84,49 @@ def _facts(row: dict[str, Any]) -> list[str]:
 
 def example(method: Method, row: dict[str, Any]) -> str:
     """A program from attaching to the restored adapter."""
-    cls = type(method).__name__
+    lr = f"{row['learning_rate']:g}"
     lines = ["import torch", "", "import trimtab", ""]
-    if isinstance(method, Combine):
-        lines += [
-            'for name in ("a", "b"):  # trained before, each on a task of its own',
-            "    trimtab.attach(model, trimtab.LoRA(), name=name)",
-            "trimtab.activate(model, None)",
-            f'over = trimtab.{cls}(over=("a", "b"))',
-            'trimtab.attach(model, over, name="c", train=["classifier"])',
-            'both = trimtab.Fuse("a", "b", by="c")',
-            "trimtab.activate(model, both)",
-            'print(trimtab.summary(model, name="c"))',
-        ]
-    elif isinstance(method, Selection):
-        lines += [f"trimtab.attach(model, trimtab.{cls}())"]
-    elif method.name == "whole":
-        lines += [f'trimtab.attach(model, trimtab.{cls}(), to=["classifier"])']
-    else:
-        lines += [f'trimtab.attach(model, trimtab.{cls}(), train=["classifier"])']
-    if not isinstance(method, Combine):
-        lines += ["print(trimtab.summary(model))"]
-    lines += [
-        "",
-        f"optimizer = torch.optim.AdamW(trimtab.parameters(model), lr={row['learning_rate']:g})",
-        "for step in range(1, 4):",
-        *_indented(_loss(method)),
-        "    loss.backward()",
-    ]
-    if scheduled(method):
+    if method.base:
+        lines += [f'trimtab.quantise(model, "{method.base}")']
+    lines += _attached(method)
+    if method.unready():
+        lines += ["trimtab.init.fisher(model, [batch])  # the places of its values, from data"]
+    lines += ["", f"optimizer = torch.optim.AdamW(trimtab.parameters(model), lr={lr})"]
+    lines += ["for step in range(1, 4):", *_indented(_loss(method)), "    loss.backward()"]
+    if scheduled(method) and not method.unready():
         lines += ["    trimtab.after_backward(model, step, 3)"]
     lines += ["    optimizer.step()", "    optimizer.zero_grad()", ""]
     named = ", name=both" if isinstance(method, Combine) else ""
     lines += [f'trimtab.save(model, "adapter"{named})', "restored = fresh()"]
+    if method.base:
+        lines += [f'trimtab.quantise(restored, "{method.base}")']
     lines += ['trimtab.load(restored, "adapter")']
     if row["mergeable"]:
         lines += [
             "trimtab.merge(restored)  # plain weights: nothing is left to compute beside them"
         ]
     return "\n".join(lines)
+
+
+def _attached(method: Method) -> list[str]:
+    cls = f"trimtab.{type(method).__name__}"
+    if isinstance(method, Combine):
+        return [
+            'for name in ("a", "b"):  # trained before, each on a task of its own',
+            "    trimtab.attach(model, trimtab.LoRA(), name=name)",
+            "trimtab.activate(model, None)",
+            f'over = {cls}(over=("a", "b"))',
+            'trimtab.attach(model, over, name="c", train=["classifier"])',
+            'both = trimtab.Fuse("a", "b", by="c")',
+            "trimtab.activate(model, both)",
+            'print(trimtab.summary(model, name="c"))',
+        ]
+    where = ', train=["classifier"]'
+    if isinstance(method, Selection):
+        where = ""
+    elif method.name == "whole":
+        where = ', to=["classifier"]'
+    return [f"trimtab.attach(model, {cls}(){where})", "print(trimtab.summary(model))"]
 
 
 def _loss(method: Method) -> list[str]:

@@ -195,7 +195,8 @@ class _Reading:
             return tensor[:, 0]
         if conv and own in self.names.channels and tensor.numel() == site.out_features:
             return tensor.flatten()
-        return tensor.flatten(1) if conv and self.names.patches and tensor.ndim > 1 else tensor
+        reads = conv and (self.names.patches or own in self.names.kernels)
+        return tensor.flatten(1) if reads and tensor.ndim > 1 else tensor
 
     def _orientation(self, tensor: Tensor) -> dict[str, str]:
         if not self.names.oriented:
