@@ -203,16 +203,17 @@ def _count(method: Method, layers: Sequence[str]) -> tuple[int | None, str | Non
             quantise(model, method.base, skip=())
         attached(method, model, "0")
         return summary(model, "probe").trainable, f"{single}, {WIDTH}"
-    trial = Trial(method, Architecture("standard", _standard, dict))
+    trial = Trial(method, Architecture("standard", standard, dict))
     trial.attach()
     return summary(trial.model, "default").trainable, TRANSFORMER
 
 
-def _standard() -> nn.Module:
+def standard() -> nn.Module:
     """The tiny BERT with the width of a usual one."""
     from transformers import BertConfig, BertForSequenceClassification
 
     wide = {"hidden_size": WIDTH, "num_attention_heads": 12, "intermediate_size": 4 * WIDTH}
+    wide |= {"max_position_embeddings": 512}
     return BertForSequenceClassification(BertConfig(**{**BERT, **wide}))
 
 

@@ -27,17 +27,24 @@ _WIDE = 150  # columns of a terminal that shows the whole table
 def methods(
     json_: Annotated[bool, Option("--json", help="Print JSON.")] = False,
     probe: Annotated[bool, Option("--probe", help="Hold the methods to the laws instead.")] = False,
-    method: Annotated[Names, Option(help="With --probe: this method; may be repeated.")] = None,
+    method: Annotated[
+        Names, Option(help="With --probe or --overhead: this one; may be repeated.")
+    ] = None,
     law: Annotated[Names, Option(help="With --probe: this law; may be repeated.")] = None,
     architecture: Annotated[
         Names, Option(help="With --probe: on this architecture; may be repeated.")
     ] = None,
     out: Annotated[
         Path | None,
-        Option(help="With --probe: the table's file; one that is there is gone on with."),
+        Option(help="The file of --overhead, or of --probe, which goes on with one that is there."),
     ] = None,
     jobs: Annotated[int, Option(min=1, help="With --probe: processes.")] = 1,
+    overhead: Annotated[
+        bool, Option("--overhead", help="Measure instead what each costs in time, here.")
+    ] = False,
 ) -> int:
+    if overhead:
+        return _overhead(method or [], out, json_)
     if probe:
         return _probe(method or [], law or [], architecture or [], out, jobs, json_)
     if method or law or architecture or out or jobs != 1:
@@ -66,6 +73,37 @@ def methods(
     console.print(NOTE, markup=False)
     if narrow:
         console.print("Kinds, targets, layers, learning rates: a wider terminal, or --json.")
+    return 0
+
+
+def _overhead(method: list[str], out: Path | None, json_: bool) -> int:
+    """Each as soon as it is measured; with --out into a file, beside the machine's facts."""
+    import dataclasses
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from trimtab.core.registry import methods
+    from trimtab.overhead import overheads
+    from trimtab.store.files import write_json
+    from trimtab.testing import conformance
+    from trimtab.tune import hardware
+
+    chosen = conformance.named(methods(), method, "method")
+    found = {}
+    console = Console(stderr=True)
+    for name, one in track(
+        overheads(chosen), "measuring", total=len(chosen), console=console, transient=True
+    ):
+        found[name] = dataclasses.asdict(one)
+        if not json_:
+            times = f"forward {one.forward} of the base's, step {one.step} of full fine-tuning's"
+            print(f"{name:<18} {one.refused or times}")
+    told = {"hardware": hardware.facts(), "versions": hardware.versions(), "methods": found}
+    if out:
+        write_json(out, told)
+    if json_:
+        print(json.dumps(told))
     return 0
 
 
