@@ -20,6 +20,7 @@ from trimtab.core.method import Combine, Method, Selection
 from trimtab.core.registry import methods
 from trimtab.core.training import parameters
 from trimtab.match import sites
+from trimtab.recipes import RECIPES
 from trimtab.testing.architectures import ARCHITECTURES, BERT, Architecture
 from trimtab.testing.check import hold, own_random_numbers
 from trimtab.testing.laws import LAWS, Law
@@ -56,6 +57,13 @@ def table() -> dict[str, dict[str, Any]]:
     """Every registered method: what it acts on, what can be done with it, files, cost."""
     with own_random_numbers():
         return {name: capabilities(cls()) for name, cls in methods().items()}
+
+
+def recipes() -> dict[str, dict[str, Any]]:
+    """Every recipe: a way of training some method, or any, and no method itself."""
+    return {
+        name: {"kind": "recipe", **dataclasses.asdict(one)} for name, one in sorted(RECIPES.items())
+    }
 
 
 def capabilities(method: Method) -> dict[str, Any]:

@@ -28,6 +28,13 @@ RECIPES = {
             "ia3",
             "trimtab.recipes.t_few",
         ),
+        Recipe(
+            "distill",
+            "arXiv:1503.02531",
+            "training on a teacher's logits and hidden states beside the labels",
+            None,
+            "trimtab.recipes.distill",
+        ),
     )
 }
 """Every recipe, by name."""
