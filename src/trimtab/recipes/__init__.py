@@ -29,6 +29,14 @@ RECIPES = {
             "trimtab.recipes.t_few",
         ),
         Recipe(
+            "aut-few",
+            "arXiv:2305.12576",
+            "t-few with instructions retrieved, and descriptions of the classes found in the data "
+            "and chosen by cross-validation",
+            "ia3",
+            "trimtab.recipes.aut_few",
+        ),
+        Recipe(
             "distill",
             "arXiv:1503.02531",
             "training on a teacher's logits and hidden states beside the labels",

@@ -72,6 +72,9 @@ class Distiller(nn.Module):
             Left out: those of `labels` in an encoder-decoder, of `attention_mask` elsewhere.
     """
 
+    student: Any
+    teacher: Any
+
     def __init__(
         self,
         student: nn.Module,
@@ -166,7 +169,7 @@ class Distiller(nn.Module):
         for layer, followed in self.layers.items():
             state = ours[layer]
             if str(layer) in self.maps:
-                state = self.maps[str(layer)](state.to(self.maps[str(layer)].weight.dtype))
+                state = self.maps[str(layer)](state.float())
             terms.append(hidden_distance(state, theirs[followed], mask))
         return torch.stack(terms).mean()
 
