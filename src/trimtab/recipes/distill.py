@@ -120,20 +120,27 @@ class Distiller(nn.Module):
     ) -> tuple[Tensor, Any]:
         """The loss, and the student's outputs; `model` is the student as a loop has wrapped it."""
         asked = {"output_hidden_states": True} if self.layers else {}
-        taught = self._taught({**batch, **asked})
         outputs = (self.student if model is None else model)(**batch, **asked)
-        mask = self.positions(batch)
-        rows = mask if outputs.logits.ndim > 2 else None
-        loss = soft_targets(outputs.logits, taught.logits, self.temperature, rows)
         own = getattr(outputs, "loss", None)
-        if own is not None:
-            loss = self.alpha * loss + (1 - self.alpha) * own
+        loss = self.join(own, outputs, batch)
         if carries(self.student) and self.student.training and torch.is_grad_enabled():
             share = 1.0 if own is None else self.alpha  # the rest is in the loss of its own
             loss = loss + share * penalty(self.student)
+        return loss, outputs
+
+    def join(self, own: Tensor | None, outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+        """The loss, for a loop that has called the student itself: from the loss that it made of
+        the labels, the student's outputs (with hidden states, if `layers` says so), and the batch.
+        """
+        asked = {"output_hidden_states": True} if self.layers else {}
+        taught, mask = self._taught({**batch, **asked}), self.positions(batch)
+        rows = mask if outputs.logits.ndim > 2 else None
+        loss = soft_targets(outputs.logits, taught.logits, self.temperature, rows)
+        if own is not None:
+            loss = self.alpha * loss + (1 - self.alpha) * own
         if self.layers:
             loss = loss + self.hidden * self._hidden(outputs, taught, mask)
-        return loss, outputs
+        return loss
 
     def teach(self, trainer: Any) -> None:
         """Let a Trainer of transformers train the student on this loss, and the maps beside it."""
@@ -147,7 +154,7 @@ class Distiller(nn.Module):
     ) -> Any:
         """In the place of a Trainer's own; `teach` puts it there."""
         loss, outputs = self.losses(inputs, model)
-        return (loss, outputs) if return_outputs else loss
+        return (loss, {"logits": outputs.logits}) if return_outputs else loss
 
     @torch.no_grad()
     def _taught(self, batch: Mapping[str, Any]) -> Any:
