@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from pathlib import Path
 from typing import Any
 
 import cases
@@ -207,6 +208,23 @@ def test_what_cannot_be_asked() -> None:
         train(one, made, [EXAMPLES[0], Example("the film", ("good", "bad"))])
     with pytest.raises(trimtab.InputError, match="steps and batch_size count from 1"):
         train(one, made, EXAMPLES, steps=0)
+
+
+def test_it_goes_on_from_what_was_trained_before(tmp_path: Path) -> None:
+    """A pre-trained l, as the paper has it: loaded to train, it starts where it was."""
+    one = model("t5")
+    trimtab.attach(one, trimtab.IA3())
+    before = train(one, tokenizer("t5"), EXAMPLES, steps=30, batch_size=3, warmup=2, lr=0.05)
+    trimtab.save(one, tmp_path)
+    other = model("t5")
+    trimtab.load(other, tmp_path)
+    with pytest.raises(trimtab.InputError, match="trainable=True"):
+        train(other, tokenizer("t5"), EXAMPLES)
+    trimtab.detach(other)
+    trimtab.load(other, tmp_path, trainable=True)
+    after = train(other, tokenizer("t5"), EXAMPLES, steps=5, batch_size=3, warmup=2, lr=0.05)
+    assert after[0] == pytest.approx(before[-1], rel=0.1)
+    assert after[0] < 0.8 * before[0]
 
 
 def test_real_reviews() -> None:

@@ -11,9 +11,9 @@ prediction does, with no disadvantage to long ones. In L_UL p is taken times 0.9
 loss finite at p = 1 (the authors' code adds 0.01 within the logarithm to the same end).
 
 The paper trains IA³ by Adafactor for 1,000 steps of 8 examples; the learning rate rises to 3e-3 in
-60 steps and then falls linearly to zero. l may start from one that was pre-trained: load it.
-Adafactor's steps are in proportion to a parameter's size: where one starts at zero, as LoRA's B
-does, it hardly moves, and another optimizer is better.
+60 steps and then falls linearly to zero. l may start from one that was pre-trained: load it, with
+`trainable=True`. Adafactor's steps are in proportion to a parameter's size: where one starts at
+zero, as LoRA's B does, it hardly moves, and another optimizer is better.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def train(
         on_step: called with the step, from 1, and its losses.
     """
     _check(examples, steps, batch_size, warmup)
-    optimizer = optimizer or torch.optim.Adafactor(parameters(model), lr=lr)
+    if not (trained := parameters(model)):
+        raise InputError("nothing active trains: attach a method, or load(…, trainable=True)")
+    optimizer = optimizer or torch.optim.Adafactor(trained, lr=lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: rate(done, steps, warmup))
     device = next(model.parameters()).device
     training, course = model.training, []
