@@ -120,6 +120,23 @@ def test_every_kind_of_teacher(taught_by: str) -> None:
     assert all(".deltas.ours." in key for key in got)
 
 
+@pytest.mark.parametrize("checkpointing", [None, False, True])
+@pytest.mark.parametrize("method", [trimtab.Full(), trimtab.AdaLoRA(rank=3, target=2)], ids=str)
+def test_the_base_within_teaches_as_a_copy_of_it_does(method: Any, checkpointing: Any) -> None:
+    """Though it speaks between the student's forward pass and its backward pass."""
+    one, copy = model("bert").train(), model("bert")
+    cases.perturb(trimtab.attach(one, method))
+    if checkpointing is not None:
+        one.activation_checkpointing_enable({"use_reentrant": checkpointing})
+    found = []
+    for given in (None, copy):
+        one.zero_grad()
+        Distiller(one, given)(batch()).backward()
+        found.append([p.grad for p in trimtab.parameters(one)])
+    assert any(gradient.abs().max() > 0 for gradient in found[0])
+    torch.testing.assert_close(*found)
+
+
 def test_hidden_states_of_other_widths() -> None:
     """A narrow student; the map to the teacher's width trains with it."""
     torch.manual_seed(0)
