@@ -106,7 +106,7 @@ def first_line(path: Path) -> str:
 
 def methods(found: dict[str, dict[str, Any]]) -> str:
     """The table of `trimtab methods`, found by probing."""
-    from trimtab.capabilities import HEAD, NOTE, cells
+    from trimtab.capabilities import HEAD, NOTE, cells, recipes
 
     lines = [
         "# Methods",
@@ -121,7 +121,13 @@ def methods(found: dict[str, dict[str, Any]]) -> str:
     for name, row in found.items():
         first, *rest = cells(name, row)
         lines.append(f"| {' | '.join([f'[`{first}`](methods/{name}.md)', *rest])} |")
-    return "\n".join([*lines, "", NOTE.replace("*", "\\*")]) + "\n"
+    lines += ["", NOTE.replace("*", "\\*"), "", "## Recipes", ""]
+    lines += ["Ways of training a method: [recipes.md](recipes.md).", ""]
+    lines += ["| recipe | method | what it is | paper |", "|---|---|---|---|"]
+    for name, row in recipes().items():
+        method = f"`{row['method']}`" if row["method"] else "any"
+        lines.append(f"| `{name}` | {method} | {row['about']} | {row['paper']} |")
+    return "\n".join(lines) + "\n"
 
 
 def conformance() -> str:

@@ -11,18 +11,20 @@ from typing import Any
 import cases
 import pytest
 import torch
+from words import tokenizer
 
 import trimtab
 from trimtab.core import registry
 
 ROOT = Path(__file__).parent.parent
-BERT, GPT2 = cases.by_name("bert"), cases.by_name("gpt2")
+BERT, GPT2, T5 = (cases.by_name(name) for name in ("bert", "gpt2", "t5"))
 PAGES = {
     "combining": BERT,
     "compositions": BERT,
     "own-method": BERT,
     "files": BERT,
     "quantised": BERT,
+    "recipes": T5,
     "sites": GPT2,
     "starting": BERT,
 }
@@ -41,6 +43,7 @@ def test_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "model": PAGES[page].model().train(),
         "fresh": PAGES[page].model,
         "batch": _of_two(PAGES[page].batch()),
+        "tokenizer": tokenizer(PAGES[page].name),
     }
     for line, code in blocks(ROOT / "docs" / f"{page}.md"):
         exec(compile("\n" * line + code, f"docs/{page}.md", "exec"), names)

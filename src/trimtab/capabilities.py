@@ -22,6 +22,7 @@ from trimtab.core.registry import methods
 from trimtab.core.training import parameters
 from trimtab.match import sites
 from trimtab.quant import FORMATS, quantise
+from trimtab.recipes import RECIPES
 from trimtab.testing.architectures import ARCHITECTURES, BERT, Architecture
 from trimtab.testing.check import hold, own_random_numbers
 from trimtab.testing.laws import LAWS, Law
@@ -63,6 +64,13 @@ def table() -> dict[str, dict[str, Any]]:
             return {name: capabilities(cls()) for name, cls in methods().items()}
     finally:
         logging.disable(logging.NOTSET)
+
+
+def recipes() -> dict[str, dict[str, Any]]:
+    """Every recipe: a way of training some method, or any, and no method itself."""
+    return {
+        name: {"kind": "recipe", **dataclasses.asdict(one)} for name, one in sorted(RECIPES.items())
+    }
 
 
 def capabilities(method: Method) -> dict[str, Any]:

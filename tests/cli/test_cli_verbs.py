@@ -14,6 +14,7 @@ import pytest
 
 import trimtab
 from trimtab.cli.app import app
+from trimtab.recipes import RECIPES
 
 Cli = Callable[..., Any]
 VERBS = sorted(str(command.name) for command in app.registered_commands)
@@ -123,7 +124,8 @@ def test_methods_lists_every_method(cli: Cli) -> None:
     outcome = cli("methods", "--json")
     assert (outcome.code, outcome.err) == (0, "")
     rows = json.loads(outcome.out)
-    assert list(rows) == list(trimtab.methods())
+    assert list(rows) == [*trimtab.methods(), *sorted(RECIPES)]
+    assert {name for name, row in rows.items() if row["kind"] == "recipe"} == set(RECIPES)
     assert rows["lora"]["hf_peft"] == "LORA"
     assert rows["lora"]["parameters"] == 2 * 8 * 768
     shown = cli("methods").out

@@ -5,6 +5,7 @@ run).
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -32,8 +33,14 @@ for register in (tune.register, new_data.register, inspect.register, methods.reg
 _USAGE = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
+_TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree")
+"""Libraries that tell at import which accelerators of theirs are not there."""
+
+
 def main() -> None:
     """Run the command line; a user's mistake ends in a paragraph, never in a traceback."""
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     sys.exit(run(lambda: app(standalone_mode=False)))
 
 

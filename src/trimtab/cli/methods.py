@@ -49,11 +49,11 @@ def methods(
         return _probe(method or [], law or [], architecture or [], out, jobs, json_)
     if method or law or architecture or out or jobs != 1:
         raise InputError("--method, --law, --architecture, --out and --jobs belong to --probe")
-    from trimtab.capabilities import HEAD, NOTE, cells, table
+    from trimtab.capabilities import HEAD, NOTE, cells, recipes, table
 
     rows = table()
     if json_:
-        print(json.dumps(rows))
+        print(json.dumps({**rows, **recipes()}))
         return 0
     from rich.box import HEAVY_HEAD
     from rich.console import Console
@@ -71,6 +71,9 @@ def methods(
         shown.add_row(*(cell for column, cell in named if column not in left_out))
     console.print(shown)
     console.print(NOTE, markup=False)
+    for name, row in recipes().items():
+        over = f"over {row['method'] or 'any method'}"
+        console.print(f"recipe {name}, {over}: {row['about']} ({row['module']})", markup=False)
     if narrow:
         console.print("Kinds, targets, layers, learning rates: a wider terminal, or --json.")
     return 0

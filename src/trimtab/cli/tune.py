@@ -50,6 +50,15 @@ def tune(
     train: Annotated[
         str | None, Option(help="Modules to train whole, comma-separated; a new head always is.")
     ] = None,
+    recipe: Annotated[
+        str | None, Option(help="distill: learn from a teacher beside the labels.")
+    ] = None,
+    teacher: Annotated[
+        str | None, Option(help="With --recipe distill: a finished run, or a trained model.")
+    ] = None,
+    recipe_arg: Annotated[
+        list[str] | None, Option(help="Of distill: temperature=2, alpha=0.9. Repeatable.")
+    ] = None,
     lr: Annotated[
         float | None, Option(help="Learning rate; the method's own, if left out.")
     ] = None,
@@ -96,7 +105,7 @@ def tune(
 
     flags = {key: value for key, value in locals().items() if key in Config.model_fields}
     given = {key: value for key, value in flags.items() if value is not None}
-    for key in ("ranks", "method_arg"):
+    for key in ("ranks", "method_arg", "recipe_arg"):
         if key in given:
             given[key] = dict(_assignment(one, key) for one in given[key])
     values = {**(read(file) if file else {}), **given}

@@ -32,6 +32,9 @@ class Config(BaseModel):
     ranks: dict[str, int] = {}
     method_arg: dict[str, Any] = {}
     train: list[str] | None = None
+    recipe: Literal["distill"] | None = None
+    teacher: str | None = None
+    recipe_arg: dict[str, Any] = {}
     lr: float | None = Field(None, gt=0)
     epochs: float = Field(3, gt=0)
     max_steps: int | None = Field(None, ge=1)

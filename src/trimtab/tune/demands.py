@@ -3,7 +3,7 @@ last step."""
 
 from __future__ import annotations
 
-from trimtab.core.errors import InputError
+from trimtab.core.errors import InputError, nearest
 from trimtab.core.method import Intervention, Method, Prefix, Prompt
 from trimtab.core.training import scheduled
 from trimtab.methods.whole import Whole
@@ -40,6 +40,30 @@ def refuse(config: Config) -> None:
                 "--method whole trains modules beside another method: name them with --train, or "
                 "choose --method full, layers or head"
             )
+
+    _refuse_recipe(config)
+
+
+_OF_DISTILL = {"temperature", "alpha"}
+
+
+def _refuse_recipe(config: Config) -> None:
+    if config.recipe is None:
+        if config.teacher is not None or config.recipe_arg:
+            raise InputError("--teacher and --recipe-arg belong to a recipe: add --recipe distill")
+        return
+    if config.teacher is None:
+        raise InputError("--recipe distill needs --teacher: a finished run, or a model")
+    if config.method == "head":
+        raise InputError(
+            "--method head trains on features that are computed once, without a teacher: choose "
+            "another method with --recipe distill"
+        )
+    for key, value in config.recipe_arg.items():
+        if key not in _OF_DISTILL:
+            raise InputError(f"--recipe-arg: distill has no {key!r}; {nearest(key, _OF_DISTILL)}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"--recipe-arg {key} is a number, not {value!r}")
 
 
 def positions(config: Config) -> int:

@@ -23,7 +23,7 @@ from trimtab.evaluate.predict import precision
 from trimtab.methods.whole import Whole
 from trimtab.tasks import lookup
 from trimtab.tasks.text_classification import Encoded
-from trimtab.tune import demands, features, results
+from trimtab.tune import demands, features, results, teacher
 from trimtab.tune.config import Config
 from trimtab.tune.folder import Run
 from trimtab.tune.session import (
@@ -114,6 +114,7 @@ def _prepare(run: Run, config: Config) -> Work:
     for split, one in encoded.items():
         note_truncation(session, split, one)
     narrow(session, encoded["train"])
+    session.distiller = teacher.distiller(session)
     return Work(run, session, splits, encoded, {})
 
 

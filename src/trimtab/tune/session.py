@@ -39,6 +39,7 @@ class Session:
     model: Any
     fresh: list[str]
     notes: list[str] = field(default_factory=list)
+    distiller: Any = None
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         return self.task.collate(examples, self.tokenizer.pad_token_id)

@@ -119,9 +119,16 @@ class AdapterTrainer(Trainer):
     """
 
     def __init__(
-        self, *args: Any, adapter: Adapter, task: Any, memory: Memory, **kwargs: Any
+        self,
+        *args: Any,
+        adapter: Adapter,
+        task: Any,
+        memory: Memory,
+        distiller: Any = None,
+        **kwargs: Any,
     ) -> None:
         self.adapter, self.task, self.memory = adapter, task, memory
+        self.distiller = distiller
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss below is a mean over the micro-batch
 
@@ -141,6 +148,8 @@ class AdapterTrainer(Trainer):
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         loss = self.task.loss(outputs.logits, labels)
+        if model.training and self.distiller is not None:
+            loss = self.distiller.join(loss, outputs, inputs)
         if model.training and carries(model):
             loss = loss + penalty(model)
         return (loss, {"logits": outputs.logits}) if return_outputs else loss

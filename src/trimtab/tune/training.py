@@ -63,6 +63,7 @@ def train(
         adapter=adapter,
         task=session.task,
         memory=memory,
+        distiller=session.distiller,
         data_collator=collate,
         train_dataset=data["train"],
         eval_dataset=data["validation"],

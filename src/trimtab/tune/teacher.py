@@ -1,0 +1,68 @@
+"""A run's teacher, for the recipe of distillation: another run, or a model with the same labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trimtab.core.errors import InputError
+from trimtab.recipes.distill import Distiller
+from trimtab.tune.folder import Run
+from trimtab.tune.session import Session
+
+
+def distiller(session: Session) -> Distiller | None:
+    """What joins the teacher's word to the loss; None where the run has no teacher."""
+    name = session.config.teacher
+    if name is None:
+        return None
+    made, labels, tokenizer = _open(session, name)
+    if sorted(labels) != sorted(session.labels):
+        raise InputError(
+            f"--teacher {name} knows the labels {labels}, and the data has {session.labels}"
+        )
+    if tokenizer.get_vocab() != session.tokenizer.get_vocab():
+        raise InputError(
+            f"--teacher {name} reads other tokens than {session.config.model!r}: a teacher needs "
+            "the student's tokenizer"
+        )
+    if labels != session.labels:
+        made = _Reordered(made, [labels.index(label) for label in session.labels])
+    session.notes.append(f"taught by {name}")
+    return Distiller(session.model, made.eval(), **session.config.recipe_arg)
+
+
+def _open(session: Session, name: str) -> tuple[nn.Module, list[str], Any]:
+    """The teacher with its labels, in the order of its outputs, and its tokenizer."""
+    from trimtab.evaluate.run import open_run
+
+    if Run(Path(name)).config_file.exists():
+        found = open_run(name)
+        return found.model, found.labels, found.tokenizer
+    task = session.task
+    labels = task.order(name, session.labels)
+    tokenizer = task.tokenizer(name)
+    made, fresh = task.model(name, labels, tokenizer, torch.float32, dropout=False)
+    if fresh:
+        raise InputError(
+            f"--teacher {name} is not trained for the labels {session.labels}: {fresh[0]} would be "
+            "random. A teacher is a finished run, or a model with a head for just these labels"
+        )
+    return made.to(session.model.device), labels, tokenizer
+
+
+class _Reordered(nn.Module):
+    """A classifier with its outputs in another order."""
+
+    def __init__(self, model: nn.Module, order: list[int]) -> None:
+        super().__init__()
+        self.model, self.order = model, order
+        self.config = model.config
+
+    def forward(self, **inputs: Any) -> Any:
+        outputs = self.model(**inputs)
+        outputs["logits"] = outputs.logits[:, self.order]
+        return outputs
