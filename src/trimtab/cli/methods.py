@@ -61,11 +61,12 @@ def methods(
 
     console = Console(highlight=False)
     narrow = console.width < _WIDE
-    left_out = {"kind", "targets", "acts on", "needs", "lr"} if narrow else set()
+    left_out = {"kind", "targets", "acts on", "needs", "lr", "quantised bases"} if narrow else set()
     shown = Table(header_style="bold", pad_edge=False, box=None if narrow else HEAVY_HEAD)
     for name in HEAD:
         if name not in left_out:
-            shown.add_column(name, no_wrap=narrow or name == "method")
+            least = max(map(len, rows)) if name == "method" else None
+            shown.add_column(name, no_wrap=narrow or name == "method", min_width=least)
     for name, row in rows.items():
         named = zip(HEAD, cells(name, row), strict=True)
         shown.add_row(*(cell for column, cell in named if column not in left_out))
@@ -75,7 +76,9 @@ def methods(
         over = f"over {row['method'] or 'any method'}"
         console.print(f"recipe {name}, {over}: {row['about']} ({row['module']})", markup=False)
     if narrow:
-        console.print("Kinds, targets, layers, learning rates: a wider terminal, or --json.")
+        console.print(
+            "Kinds, targets, layers, quantised bases, learning rates: a wider terminal, or --json."
+        )
     return 0
 
 
