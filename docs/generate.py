@@ -19,6 +19,7 @@ from trimtab.capabilities import table
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "trimtab"
+OVERHEAD = ROOT / "benchmarks" / "results" / "overhead.json"
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
         ROOT / "README.md": readme((ROOT / "README.md").read_text(encoding="utf8")),
         ROOT / "docs" / "methods.md": methods(found),
         ROOT / "docs" / "conformance.md": conformance(),
-        **{pages / f"{name}.md": page(name, row) for name, row in found.items()},
+        **{pages / f"{n}.md": page(n, row, overheads().get(n)) for n, row in found.items()},
     }
     gone = [path for path in pages.glob("*.md") if path not in wanted]
     stale = [
@@ -108,6 +109,8 @@ def methods(found: dict[str, dict[str, Any]]) -> str:
     """The table of `trimtab methods`, found by probing."""
     from trimtab.capabilities import HEAD, NOTE, cells, recipes
 
+    measured = overheads()
+    head = (*HEAD, "forward", "step")
     lines = [
         "# Methods",
         "",
@@ -115,11 +118,16 @@ def methods(found: dict[str, dict[str, Any]]) -> str:
         "architectures, is in [conformance.md](conformance.md); how well each learns, in",
         "[quality.md](quality.md).",
         "",
-        f"| {' | '.join(HEAD)} |",
-        f"|{'---|' * len(HEAD)}",
+        "*Forward* is the time of a forward pass, unmerged, over the base's; *step* that of a",
+        "forward and backward pass over full fine-tuning's: medians of alternating rounds, a BERT",
+        "of 2 blocks of width 768, 8 texts of 64 tokens,",
+        f"{machine()} (`trimtab methods --overhead`).",
+        "",
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
     ]
     for name, row in found.items():
-        first, *rest = cells(name, row)
+        first, *rest = *cells(name, row), *times(measured.get(name))
         lines.append(f"| {' | '.join([f'[`{first}`](methods/{name}.md)', *rest])} |")
     lines += ["", NOTE.replace("*", "\\*"), "", "## Recipes", ""]
     lines += ["Ways of training a method: [recipes.md](recipes.md).", ""]
@@ -128,6 +136,25 @@ def methods(found: dict[str, dict[str, Any]]) -> str:
         method = f"`{row['method']}`" if row["method"] else "any"
         lines.append(f"| `{name}` | {method} | {row['about']} | {row['paper']} |")
     return "\n".join(lines) + "\n"
+
+
+def overheads() -> dict[str, dict[str, Any]]:
+    """What `trimtab methods --overhead` measured, by method."""
+    return json.loads(OVERHEAD.read_text(encoding="utf8"))["methods"]
+
+
+def machine() -> str:
+    told = json.loads(OVERHEAD.read_text(encoding="utf8"))
+    facts = told["hardware"]
+    return f"{facts['cores']} cores of an {facts['processor']}, torch {told['versions']['torch']}"
+
+
+def times(found: dict[str, Any] | None) -> tuple[str, str]:
+    """The two ratios as words; of a method that was not measured yet, that."""
+    if found is None:
+        return "not run", "not run"
+    forward, step = (f"{found[key]:.2f}" if found[key] else "–" for key in ("forward", "step"))
+    return forward, step
 
 
 def conformance() -> str:

@@ -23,12 +23,12 @@ CAN = {
 }
 
 
-def page(name: str, row: dict[str, Any]) -> str:
+def page(name: str, row: dict[str, Any], measured: dict[str, Any] | None) -> str:
     cls = lookup(name)
     law, use = words(cls)
     lines = [f"# {name}", "", f"`trimtab.{cls.__name__}`: {_first(cls)}", ""]
     lines += ["```", law, "```", "", use, "", "## Options", "", *_options(cls)]
-    lines += ["", "## What it does", "", *_facts(row), "", "## Example", ""]
+    lines += ["", "## What it does", "", *_facts(row, measured), "", "## Example", ""]
     lines += [
         "`model` is any model with the places that it acts on, here a small BERT with a classifier",
         "named `classifier`; `fresh()` opens the same base again; `batch` has inputs and labels.",
@@ -66,7 +66,7 @@ def _options(cls: type[Method]) -> list[str]:
     return ["| option | type | default |", "|---|---|---|", *rows]
 
 
-def _facts(row: dict[str, Any]) -> list[str]:
+def _facts(row: dict[str, Any], measured: dict[str, Any] | None) -> list[str]:
     can = [words for key, words in CAN.items() if row[key]]
     lines = [
         f"- Acts on: {', '.join(row['layers']) or 'the base’s own parameters'}; by default at "
@@ -76,6 +76,13 @@ def _facts(row: dict[str, Any]) -> list[str]:
     ]
     if row["parameters"] is not None:
         lines.append(f"- Trains {row['parameters']:,} parameters ({row['parameters_at']}).")
+    if measured and measured["forward"]:
+        lines.append(
+            f"- Takes {measured['forward']:.2f} of the base's time forward, unmerged, and a step "
+            f"{measured['step']:.2f} of full fine-tuning's (see [methods](../methods.md))."
+        )
+    if row["quantised"]:
+        lines.append(f"- Stands over quantised bases: {', '.join(row['quantised'])}.")
     if row["needs"]:
         lines.append(f"- Needs {' and '.join(row['needs'])}.")
     files = f"`{row['hf_peft']}`, both ways" if row["hf_peft"] else "no such method there"

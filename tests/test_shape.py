@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,10 @@ OF_A_FORMAT = {"lora": {"loralib.py"}, "bitfit": {"hf", "loralib.py"}}  # lorali
 def test_files_can_be_seen_whole(path: Path) -> None:
     lines = len(path.read_text(encoding="utf8").splitlines())
     assert lines <= (120 if path.parent.name == "methods" else 400)
+
+
+def test_the_middle_method_is_short() -> None:
+    assert statistics.median(len(path.read_text("utf8").splitlines()) for path in METHODS) < 90
 
 
 def imports(path: Path) -> Iterator[str]:
