@@ -17,7 +17,6 @@ from trimtab.core.errors import TrimtabError
 from trimtab.core.method import Method
 from trimtab.core.registry import lookup
 from trimtab.core.training import parameters, penalty
-from trimtab.methods.full import Full
 from trimtab.quant import quantise
 from trimtab.testing.check import own_random_numbers
 from trimtab.tune.hardware import measure
@@ -49,7 +48,7 @@ def overheads(names: Sequence[str], rounds: int = 5) -> Iterator[tuple[str, Over
 def overhead(method: Method, rounds: int = 5) -> Overhead:
     """One method's, in a BERT of two blocks of width 768, over 8 texts of 64 tokens."""
     base, full, model = (standard().train() for _ in range(3))
-    attached(Full(), full, None)
+    attached(lookup("full")(), full, None)
     try:
         if method.base is not None:
             quantise(model, method.base)
