@@ -20,6 +20,7 @@ LAYERS = [
     {"tasks", "data", "tune", "evaluate", "compare", "export", "serve", "combine", "recipes"},
     {"testing"},
     {"capabilities"},
+    {"overhead"},
     {"cli", "__main__"},
 ]
 RANK = {package: rank for rank, layer in enumerate(LAYERS) for package in layer}

@@ -6,13 +6,14 @@ trained with that rate and scored on test data, with several seeds. Methods that
 the parameters are tried a second time, with the largest size that stays below. What is there is not
 run again; it may be stopped at any moment. `--jobs` runs that many at once, a thread each.
 
-    python benchmarks/quality [--work NAME] [--method NAME …] [--seeds 3] [--jobs 2] [--minutes 60]
+    python benchmarks/quality [--work NAME] [--method NAME …] [--set rank=4] [--seeds 3] [--jobs 2]
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import json
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -41,7 +42,8 @@ def main() -> None:
     if not known or not names:
         raise SystemExit("no such work or method, or no data beside the repository")
     until = time.monotonic() + 60 * options.minutes
-    rows = [Row(work, name, options.seeds) for work in known for name in names]
+    given = tuple(assigned(one) for one in options.set)
+    rows = [Row(work, name, given) for work in known for name in names]
     rows.sort(key=lambda row: [one.name for one in known].index(row.work.name) > 1)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, context, one_thread) as pool:
@@ -67,10 +69,19 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--work", action="append")
     parser.add_argument("--method", action="append")
+    parser.add_argument("--set", action="append", default=[], help="name=value: not its default")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=1e9)
     return parser.parse_args()
+
+
+def assigned(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def tell(found: dict[str, Any]) -> None:
@@ -86,8 +97,8 @@ def tell(found: dict[str, Any]) -> None:
 class Row:
     """A method on a work: its runs in order, each as soon as those before it say which it is."""
 
-    def __init__(self, work: Work, method: str, seeds: int) -> None:
-        self.work, self.method, self.seeds = work, method, seeds
+    def __init__(self, work: Work, method: str, given: Settings) -> None:
+        self.work, self.method, self.given = work, method, given
 
     def due(self, seeds: int) -> Iterator[Run]:
         """What is not there yet, up to this many seeds."""
@@ -98,8 +109,11 @@ class Row:
                     return
 
     def settings(self) -> Iterator[Settings]:
-        """The defaults; and if these train over 1 %, the largest that trains less."""
-        yield ()
+        """What is given, or the defaults; and if these train over 1 %, the largest that trains
+        less."""
+        yield self.given
+        if self.given:
+            return
         first = saved(self.search((), lookup(self.method).learning_rate))
         if first is None or share(first) <= SMALL:
             return
