@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cases
 import more_models
+import peft
 import pytest
 import torch
+import transformers
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from test_store_hf import pytestmark  # noqa: F401
@@ -101,3 +105,66 @@ def test_one_module_under_both_names(theirs: Any) -> None:
     save_file(tensors | {old(key): tensor.clone() for key, tensor in tensors.items()}, path)
     with pytest.raises(trimtab.AdapterMismatch, match="two tensors for 'vit"):
         trimtab.load(VIT.model(), theirs.folder)
+
+
+def _dinov2() -> Any:
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
+    config = transformers.Dinov2Config(**small, image_size=28, patch_size=14)
+    return transformers.Dinov2ForImageClassification(config)
+
+
+def _clip() -> Any:
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.CLIPVisionConfig(
+        **small, intermediate_size=64, image_size=28, patch_size=14
+    )
+    return transformers.CLIPVisionModel(config)
+
+
+def _segformer() -> Any:
+    each = {"hidden_sizes": [8] * 4, "sr_ratios": [1] * 4, "num_attention_heads": [1] * 4}
+    config = transformers.SegformerConfig(**each, depths=[1] * 4, decoder_hidden_size=8)
+    return transformers.SegformerForSemanticSegmentation(config)
+
+
+QUERY = [(r"attention\.q_proj", "attention.attention.query")]
+FURTHER: dict[str, tuple[Any, list[str], list[tuple[str, str]]]] = {
+    "dinov2": (_dinov2, ["q_proj", "fc1"], QUERY),
+    "clip": (_clip, ["q_proj", "fc2"], [(r"model\.encoder", "model.vision_model.encoder")]),
+    "segformer": (
+        _segformer,
+        ["q_proj", "fc2"],
+        [
+            (r"stages\.(\d)\.blocks\.(\d)", r"encoder.block.\1.\2"),
+            (r"attention\.q_proj", "attention.self.query"),
+            (r"mlp\.fc2", "mlp.dense2"),
+        ],
+    ),
+}
+"""Models, targets, and what these were called in version 4, written down by hand."""
+
+
+@pytest.mark.parametrize(("make", "targets", "then"), FURTHER.values(), ids=list(FURTHER))
+def test_other_families(
+    make: Any, targets: list[str], then: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, pixels = make().eval(), torch.randn(2, 3, 28, 28)
+    fresh = copy.deepcopy(model)
+    theirs = peft.get_peft_model(model, LoraConfig(target_modules=targets, r=2))
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    expected = theirs(pixel_values=pixels)[0]
+    theirs.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    renamed = {}
+    for key, tensor in load_file(path).items():
+        for now, before in then:
+            key = re.sub(now, before, key)
+        renamed[key] = tensor
+    assert renamed.keys() != load_file(path).keys()
+    save_file(renamed, path)
+    trimtab.load(fresh, tmp_path)
+    torch.testing.assert_close(fresh(pixel_values=pixels)[0], expected, rtol=1e-5, atol=1e-5)
