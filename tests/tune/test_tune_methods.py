@@ -22,13 +22,12 @@ from trimtab.tune.run import tune
 Settings = Callable[..., Config]
 REFUSED = {
     "conditional": "task_ids",
-    "fish": "trimtab.init.fisher",
     "fusion": "other adapters",
     "multitask-prompt": "task_ids",
     "whole": "--train",
 }
 SAVEABLE = sorted(set(trimtab.methods()) - {"lora", "full", *REFUSED})
-STATEFUL = {"adalora", "delora", "factor", "fourierft", "knowledge", "randlora"} | {
+STATEFUL = {"adalora", "delora", "factor", "fish", "fourierft", "knowledge", "randlora"} | {
     *("shared", "shira", "vera"),
 }
 """Of what they save, some is not trained."""

@@ -30,11 +30,6 @@ def refuse(config: Config) -> None:
                 f"--method {method.name} needs {what}: train it in a loop of your own, with "
                 "trimtab.attach"
             )
-        if (what := method.unready()) is not None:
-            raise InputError(
-                f"--method {method.name}: {what}; train it in a loop of your own, with "
-                "trimtab.attach"
-            )
         if isinstance(method, Whole):
             raise InputError(
                 "--method whole trains modules beside another method: name them with --train, or "

@@ -20,6 +20,7 @@ from trimtab.core.heads import heads
 from trimtab.core.training import penalty
 from trimtab.data import Splits
 from trimtab.evaluate.predict import precision
+from trimtab.init import fisher
 from trimtab.methods.whole import Whole
 from trimtab.tasks import lookup
 from trimtab.tasks.text_classification import Encoded
@@ -41,6 +42,7 @@ from trimtab.tune.session import (
 from trimtab.tune.training import check_trackers, train
 
 SPLITS = ("train", "validation", "test")
+_CHOOSING = 256  # examples from which the places of a sparse method are chosen
 
 
 @dataclass
@@ -182,11 +184,29 @@ def _attach(work: Work) -> Adapter:
     if config.probe_first and work.probed is not None and config.method != "head":
         start_from_probe(adapter, heads(session.model)[0], work.probed)
         work.started_from_probe = True
+    if any(method.unready() for method in demands.methods(config)):
+        _choose_places(work)
     if config.gradient_checkpointing:
         session.model.activation_checkpointing_enable({"use_reentrant": False})
     choose_attention(session, _step(work, adapter))
     work.run.write_config(config)
     return adapter
+
+
+def _choose_places(work: Work) -> None:
+    """The places of a sparse method's values, from the first examples of a shuffle that follows
+    from the seed alone: a run that goes on finds the same ones."""
+    session, examples = work.session, work.encoded["train"].examples
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
+    chosen = [session.collate([examples[i]]) for i in order[:_CHOOSING]]
+
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        inputs = {k: v.to(session.model.device) for k, v in batch.items() if k != "labels"}
+        with precision(session.model.device, session.config.autocast):
+            logits = model(**inputs).logits
+        return session.task.loss(logits, batch["labels"].to(logits.device))
+
+    fisher(session.model, chosen, loss, examples=_CHOOSING)
 
 
 @torch.no_grad()
