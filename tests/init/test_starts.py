@@ -142,7 +142,9 @@ def test_loftq_makes_up_for_what_quantising_took(kind: str) -> None:
 def test_loftq_takes_a_state_dict_and_says_what_it_lacks() -> None:
     model = net()
     trimtab.attach(model, METHODS["lora"], TARGETS)
-    init.loftq(model, net().state_dict())
+    with pytest.raises(trimtab.InputError, match=r"nothing was lost.*quantise\(model"):
+        init.loftq(model, net().state_dict())
+    init.loftq(model, {name: tensor + 0.01 for name, tensor in net().state_dict().items()})
     with pytest.raises(trimtab.AdapterMismatch, match=r"no 'left\.weight'.*nearest: 'left\.bias'"):
         init.loftq(model, {"left.bias": torch.zeros(16)})
     with pytest.raises(trimtab.AdapterMismatch, match="must be floats of 16 x 12"):

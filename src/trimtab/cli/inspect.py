@@ -37,17 +37,18 @@ def inspect(
         arguments = ", ".join(f"{k}={v}" for k, v in entry.items() if k not in {"method", "sites"})
         print(f"method       {entry['method']}({arguments}) at {entry['sites']} sites")
     print(f"parameters   {saved.parameters:,}")
-    print("\nnorm of the change, by site")
+    print("\nnorm of the change, by site, where the file alone tells it")
     _picture(saved.sites)
 
 
 def _picture(sites: list[Any]) -> None:
-    largest = max((site.norm for site in sites), default=0.0) or 1.0
+    largest = max((site.norm or 0.0 for site in sites), default=0.0) or 1.0
     width = max((len(site.name) for site in sites), default=0)
     for site in sites:
-        bar = "█" * round(_BAR * site.norm / largest)
+        bar = "█" * round(_BAR * (site.norm or 0.0) / largest)
+        norm = "–" if site.norm is None else f"{site.norm:.3f}"
         shapes = ", ".join(
             f"{name} {'×'.join(map(str, shape))}" for name, shape in site.shapes.items()
         )
         shapes = shapes if len(shapes) <= 60 else f"{len(site.shapes)} tensors"
-        print(f"  {site.name:<{width}}  {site.norm:8.3f}  {bar:<{_BAR}}  {shapes}")
+        print(f"  {site.name:<{width}}  {norm:>8}  {bar:<{_BAR}}  {shapes}")

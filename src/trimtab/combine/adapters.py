@@ -145,7 +145,8 @@ class _Combined:
             if len([deltas for deltas in held if deltas]) > 1:
                 raise InputError(
                     f"{site.name!r} is trained whole by one adapter, and another acts there too: "
-                    "whole modules cannot be combined"
+                    "whole modules cannot be combined. Attach what is to be combined without "
+                    "`train=`, or keep the heads apart, in adapters of their own"
                 )
             ((delta,),) = whole
             return self._put(site, Whole(), {n: t.clone() for n, t in delta.tensors().items()})

@@ -33,7 +33,7 @@ def loftq(
     model: nn.Module, floats: nn.Module | Mapping[str, Tensor], name: str | None = None
 ) -> Adapter:
     """Start an attached adapter (the only one, if no name is given) at what its quantised base
-    lacks of the float model, or its state dict."""
+    lacks of the float model, or its state dict; where it lacks nothing, that stays as it is."""
     adapter, found = places(model, name)
     state = floats.state_dict() if isinstance(floats, nn.Module) else floats
     starts = []
@@ -41,8 +41,15 @@ def loftq(
         require_rank(place, place.method.rank)
         Q = matrix(place.site)
         W = elsewhere(place.site, state).to(Q)
+        if torch.equal(W, Q):  # it was not quantised: there its start is as good as any
+            continue
         rank, scale = place.method.rank, place.method.scale
         starts.append(free(place, *halves(*svd(W - Q, rank), scale)))
+    if not starts:
+        raise InputError(
+            "loftq: the base has the weights of the float model: nothing was lost that an adapter "
+            "could start from. Quantise it before attaching: trimtab.quantise(model, 'nf4')"
+        )
     settle(adapter, starts)
     for place in found:  # DoRA's lengths are those of the rows that its sum starts with
         if "m" in place.delta._parameters:

@@ -27,7 +27,7 @@ class MAM(Composite):
 
     name = "mam"
     paper = "arXiv:2110.04366"
-    learning_rate = 1e-3
+    learning_rate = 1e-4
     starts_at_base: ClassVar[str | None] = "every position attends to the prefix"
 
     length: int = 30

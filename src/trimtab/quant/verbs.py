@@ -41,6 +41,8 @@ def quantise(model: nn.Module, to: str = "nf4", *, skip: Sequence[str] | None = 
     _refuse_adapters(model, "quantise")
     make = _format(to)
     left = heads(model) if skip is None else [skip] if isinstance(skip, str) else skip
+    for pattern in () if skip is None else left:
+        _require_named(model, pattern)
     left = [*left, *(getattr(model, "_keep_in_fp32_modules", None) or ())]
     found = [
         (paths, module)
@@ -49,12 +51,19 @@ def quantise(model: nn.Module, to: str = "nf4", *, skip: Sequence[str] | None = 
     ]
     if not found:
         raise SiteNotFound(
-            f"{type(model).__name__} has no linear map to quantise (torch.nn.Linear, not tied, "
-            "not quantised already, not skipped)"
+            f"{type(model).__name__} has no linear map to quantise (torch.nn.Linear, not tied, not "
+            "quantised already, not skipped); to change its format, `dequantise(model)` first"
         )
     for paths, module in found:
         put(model, paths, make(module))
     return model
+
+
+def _require_named(model: nn.Module, pattern: str) -> None:
+    known = [name for name, _ in model.named_modules() if name]
+    if not any(_named(pattern, name) for name in known):
+        ends = list(dict.fromkeys(name.rpartition(".")[2] for name in known))
+        raise SiteNotFound(f"skip: no module is called {pattern!r}; {nearest(pattern, ends)}")
 
 
 def dequantise(model: nn.Module) -> nn.Module:

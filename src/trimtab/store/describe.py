@@ -16,15 +16,15 @@ from trimtab.store import hf, native
 
 @dataclass(frozen=True)
 class SavedSite:
-    """One method at one site: its tensors' shapes, and the Frobenius norm of what it changes: of
-    delta(p) where the law is additive, of the trained tensors otherwise.
+    """One method at one site: its tensors' shapes, and the Frobenius norm of the change of the
+    weight, where the file alone tells it: where the law is additive and shares nothing.
     """
 
     name: str
     method: str
     shapes: dict[str, tuple[int, ...]]
     parameters: int
-    norm: float
+    norm: float | None
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,7 @@ def _site(
 
 def _counted(name: str, method: str, own: dict[str, Tensor]) -> SavedSite:
     shapes = {key: tuple(tensor.shape) for key, tensor in own.items()}
-    norm = sum(float(t.double().norm()) ** 2 for t in own.values()) ** 0.5
-    return SavedSite(name, method, shapes, sum(t.numel() for t in own.values()), norm)
+    return SavedSite(name, method, shapes, sum(t.numel() for t in own.values()), None)
 
 
 def _bytes(folder: Path) -> int:
