@@ -134,7 +134,9 @@ def test_quantising_and_its_refusals() -> None:
     assert kinds["bert.encoder.layer.1.output.dense"] == "Linear4bit"
     with pytest.raises(trimtab.SiteNotFound, match="no linear map to quantise"):
         trimtab.quantise(BERT.model(), skip="*")
-    with pytest.raises(trimtab.SiteNotFound, match="no module is called 'clasifier'.*'classifier'"):
+    with pytest.raises(
+        trimtab.SiteNotFound, match=r"no module is called 'clasifier'.*'classifier'"
+    ):
         trimtab.quantise(BERT.model(), skip="clasifier")
     trimtab.attach(model, trimtab.LoRA())
     for verb in (trimtab.quantise, trimtab.dequantise):
