@@ -171,6 +171,21 @@ def test_the_rate_is_that_of_the_paper() -> None:
     assert 0 < course[-1] < 1e-5
 
 
+def test_a_method_says_its_own_rates() -> None:
+    """LoRA+: B learns quicker than A, by which the default optimizer goes too."""
+    moved = []
+    for ratio in (1.0, 50.0):
+        torch.manual_seed(1)
+        one = model("gpt2")
+        adapter = trimtab.attach(one, trimtab.LoRA(rank=2, lr_ratio=ratio))
+        with torch.no_grad():
+            for delta in adapter.members:
+                delta.tensors()["B"].fill_(0.1)
+        train(one, tokenizer("gpt2"), EXAMPLES, steps=1, warmup=0)
+        moved.append((adapter.members[0].tensors()["B"] - 0.1).abs().max().item())
+    assert moved[1] == pytest.approx(50 * moved[0], rel=1e-3)
+
+
 def test_an_optimizer_of_ones_own() -> None:
     one = model("gpt2")
     trimtab.attach(one, trimtab.IA3())

@@ -91,14 +91,16 @@ def train(
     """Train what is active on the model, whatever its method; returns the total loss of each step.
 
     Args:
-        lr: the highest learning rate of Adafactor; of a given `optimizer`, its own counts.
+        lr: the highest learning rate of Adafactor, times what the method says; of a given
+            `optimizer`, its own counts.
         warmup: steps in which the rate rises; it then falls linearly to zero.
         on_step: called with the step, from 1, and its losses.
     """
     _check(examples, steps, batch_size, warmup)
-    if not (trained := parameters(model)):
+    groups = parameters(model, lr=lr)
+    if not groups:
         raise InputError("nothing active trains: attach a method, or load(…, trainable=True)")
-    optimizer = optimizer or torch.optim.Adafactor(trained, lr=lr)
+    optimizer = optimizer or torch.optim.Adafactor(groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: rate(done, steps, warmup))
     device = next(model.parameters()).device
     training, course = model.training, []
