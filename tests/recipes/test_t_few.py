@@ -223,6 +223,13 @@ def test_what_cannot_be_asked() -> None:
         train(one, made, [EXAMPLES[0], Example("the film", ("good", "bad"))])
     with pytest.raises(trimtab.InputError, match="steps and batch_size count from 1"):
         train(one, made, EXAMPLES, steps=0)
+    with pytest.raises(trimtab.InputError, match="lr must not be negative"):
+        train(one, made, EXAMPLES, lr=-1.0)
+    with pytest.raises(trimtab.InputError, match="example 0 must be an Example"):
+        train(one, made, [{"text": "a", "choices": ["b"], "answer": 0}])  # type: ignore[list-item]
+    with pytest.raises(trimtab.InputError, match="batch_size counts from 1"):
+        predict(one, made, EXAMPLES, batch_size=0)
+    assert predict(one, made, []) == []
 
 
 def test_it_goes_on_from_what_was_trained_before(tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.lowrank import difference
-from trimtab.core.method import Additive, Fields, Method, Names, Param, Values
+from trimtab.core.method import Additive, Method, Names, Param, Values
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
+from trimtab.methods._peft_delora import DELORA_NAMES, SHORT, unanchored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +38,7 @@ class DeLoRA(Additive):
     name = "delora"
     paper = "arXiv:2503.18225"
     learning_rate = 1e-3
-    hf: ClassVar[Names | None] = Names(
-        peft_type="DELORA",
-        tensors={
-            "A": "delora_A",
-            "B": "delora_B",
-            "strength": "delora_lambda",
-            "norm": "delora_w_norm",
-        },
-        fields={"rank": "r", "strength": "delora_lambda", "dropout": "module_dropout"},
-        biases="delora_only",
-        patterns=("rank", "strength"),
-        spelled={"strength": "lambda"},
-        more=Fields((), lambda config: {"anchored": False}, lambda method: {}),
-    )
+    hf: ClassVar[Names | None] = DELORA_NAMES
 
     rank: int = 8
     strength: float = 15.0
@@ -65,7 +53,6 @@ class DeLoRA(Additive):
     def init(self, site: Site) -> dict[str, Param]:
         W = site.matrix
         norm = torch.linalg.vector_norm(W, dim=0, dtype=torch.promote_types(W.dtype, torch.float32))
-        strength = torch.full((1,), float(self.strength))
         fixed = {"norm": Param(norm, trained=False)}
         A = nn.init.kaiming_uniform_(torch.empty(self.rank, site.in_features), a=math.sqrt(5))
         B = torch.zeros(site.out_features, self.rank)
@@ -73,11 +60,11 @@ class DeLoRA(Additive):
             nn.init.kaiming_uniform_(B, a=math.sqrt(5))
             start = {"A0": A.clone(), "B0": B.clone()}
             fixed |= {name: Param(t, trained=False, exact=True) for name, t in start.items()}
-        trained = {"A": A, "B": B, "strength": strength}
+        trained = {"A": A, "B": B, "strength": torch.full((1,), float(self.strength))}
         return {name: Param(t, exact=self.anchored) for name, t in trained.items()} | fixed
 
     def _scaled(self, p: Values, A: Tensor, B: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-        lengths = A.norm(dim=1).clamp_min(_SHORT) * B.norm(dim=0).clamp_min(_SHORT)
+        lengths = A.norm(dim=1).clamp_min(SHORT) * B.norm(dim=0).clamp_min(SHORT)
         return A * p.norm, B * (strength / self.rank / lengths)
 
     def _factors(self, p: Values, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
@@ -96,20 +83,7 @@ class DeLoRA(Additive):
         return linear(linear(x, A), B)
 
     def alike(self, p: Values) -> tuple[Method, dict[str, Tensor]] | None:
-        """Without an anchor, of twice the rank and strength: where λ is no longer λ₀, columns of
-        the weaker half are so short that their lengths count."""
+        """Without an anchor, of twice the rank."""
         if not self.anchored:
             return None
-        now, first = p.strength, torch.full_like(p.strength, self.strength)
-        most = torch.maximum(now.abs(), first)
-        halves = []
-        for B, share in ((p.B, now / most), (p.B0, -first / most)):
-            unit = B / B.norm(dim=-2, keepdim=True).clamp_min(_SHORT)
-            short = torch.where(share.abs() < 1, _SHORT, 1.0)
-            halves.append(unit * (share * short)[..., None, :])
-        kept = {"A": torch.cat([p.A, p.A0], -2), "B": torch.cat(halves, -1), "norm": p.norm}
-        same = replace(self, rank=2 * self.rank, anchored=False)
-        return same, {**kept, "strength": 2 * most}
-
-
-_SHORT = 1e-4  # what a shorter row or column counts as
+        return replace(self, rank=2 * self.rank, anchored=False), unanchored(p, self.strength)
