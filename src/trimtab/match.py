@@ -15,7 +15,7 @@ from trimtab.core.layout import ATTENTION, Run, attentions, outputs, runs
 from trimtab.core.method import Method
 from trimtab.core.operator import part_of
 from trimtab.core.readers import readers
-from trimtab.core.site import Geometry, Site, geometry
+from trimtab.core.site import Geometry, Site, geometry, routes
 from trimtab.core.walk import plain, walk
 
 Target = str | re.Pattern[str] | Sequence["str | re.Pattern[str]"]
@@ -29,6 +29,7 @@ ROLES = {
     "mlp": "the linear maps of the feed-forward layers",
     "down": "the feed-forward maps that narrow",
     "head": "the linear maps of the model's head",
+    "router": "the maps that choose experts",
     "biases": "everything that has a bias, but the head",
     "norms": "the normalisations",
     "embedding": "the input embedding of tokens",
@@ -136,7 +137,7 @@ class Shape:
         if site.bias is not None and kind in {"linear", "norm", "conv"}:
             found.add("biases")
         if kind == "linear":
-            found |= {"all-linear"} | _place(site)
+            found |= {"router"} if routes(site.module) else {"all-linear"} | _place(site)
         if kind == "norm":
             found.add("norms")
         if id(site.module) in self.embeddings:

@@ -171,6 +171,7 @@ def test_parts_of_a_fused_map() -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "neither": ({}, "how much to hold"),
     "rank": ({"rank": 0}, "rank must be at least 1"),
+    "text for a rank": ({"rank": "2"}, "a whole number"),
     "energy": ({"energy": 1.2}, r"energy lie in \(0, 1\]"),
     "rest": ({"rank": 2, "rest": "ignore"}, "not 'ignore'"),
     "target": ({"rank": 2, "to": "qeury"}, "no site matches 'qeury'"),

@@ -34,6 +34,16 @@ def test_the_laws_hold(method: Any) -> None:
     check_method(method).raise_if_broken()
 
 
+def test_a_gate_acts_on_the_difference() -> None:
+    model, x = net(), torch.randn(6, 12)
+    before = model(x)
+    trimtab.attach(model, trimtab.GatedLoRA(rank=3), TARGETS)
+    init.pissa(model)
+    torch.testing.assert_close(model(x), before)
+    trained(model)
+    assert (model(x) - before).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("cls", [trimtab.LoRA, trimtab.DoRA])
 def test_the_law_is_the_difference(cls: Any, rslora: bool) -> None:

@@ -240,7 +240,7 @@ HYBRID = {"G": "gralora_A_general.default.weight", "H": "gralora_B_general.defau
 FURTHER: dict[str, tuple[str, Method, Any, dict[str, str]]] = {
     "delora": (
         "linear",
-        trimtab.DeLoRA(rank=3, strength=4),
+        trimtab.DeLoRA(rank=3, strength=4, anchored=False),
         peft.DeloraConfig(target_modules=["0"], r=3, delora_lambda=4),
         DELORA,
     ),

@@ -157,6 +157,10 @@ def test_a_small_step_is_not_rounded_away() -> None:
 WRONG: dict[str, tuple[Any, str]] = {
     "no factor": (lambda: trimtab.BOFT(factors=0), "factors must be at least 1"),
     "a block of one": (lambda: trimtab.BOFT(block=1), "block must be at least 2"),
+    "orthogonal twice": (
+        lambda: trimtab.HRA(gram_schmidt=True, orthogonality=1.0),
+        "orthogonality must be 0 with gram_schmidt",
+    ),
     "all dropped": (lambda: trimtab.BOFT(dropout=1.0), r"dropout must lie in \[0, 1\)"),
     "no reflection": (lambda: trimtab.HRA(rank=0), "rank must be at least 1"),
     "three angles": (lambda: trimtab.Road(angles=3), "angles must be 1, 2 or 4"),

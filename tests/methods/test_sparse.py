@@ -157,8 +157,23 @@ def test_when_there_is_nothing_to_choose(method: Any, before: Any, given: Any, m
 def test_no_loss() -> None:
     model = base()
     trimtab.attach(model, trimtab.Fish(), ["0"])
-    with pytest.raises(trimtab.InputError, match="gives no loss of this batch"):
+    with pytest.raises(trimtab.InputError, match="computes no loss of a batch"):
         fisher(model, [X])
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        (lambda model, batch: torch.tensor(1.0), r"is \(\) without a gradient"),
+        (lambda model, batch: model(batch[0]), r"one number .* and is \(1, "),
+        (lambda model, batch: 1.0, "and is float"),
+    ],
+)
+def test_what_is_no_loss(given: Any, match: str) -> None:
+    model = base()
+    trimtab.attach(model, trimtab.Fish(), ["0"])
+    with pytest.raises(trimtab.InputError, match=match):
+        fisher(model, batches(), given)
 
 
 def test_zeros_of_a_pruned_model_stay() -> None:

@@ -196,6 +196,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("shared", {"bound": 0.0}, "bound must be above 0, or no gradient"),
     ("shared", {"seed": -1}, "seed must be at least 0"),
     ("delora", {"rank": 0}, "rank must be at least 1"),
+    ("delora", {"strength": 0.0}, "strength must be above 0 if it is anchored"),
     ("gralora", {"rank": 5}, "rank must be a multiple of blocks=2"),
     ("gralora", {"blocks": 0}, "blocks must be at least 1"),
     ("gralora", {"hybrid": -1}, "hybrid must be at least 0"),

@@ -128,6 +128,8 @@ def test_quantising_and_its_refusals() -> None:
         trimtab.quantise(model, "nf5")
     with pytest.raises(trimtab.StateError, match="has no quantised map"):
         trimtab.dequantise(model)
+    with pytest.raises(trimtab.SiteNotFound, match=r"called 'clasifier'.*'classifier'"):
+        trimtab.quantise(model, "nf4", skip=["clasifier"])
     trimtab.quantise(model, "nf4", skip=["classifier", "*.layer.0.*"])
     kinds = {n: type(m).__name__ for n, m in model.named_modules() if hasattr(m, "in_features")}
     assert kinds["bert.encoder.layer.0.output.dense"] == kinds["classifier"] == "Linear"

@@ -187,6 +187,8 @@ def test_what_cannot_be_fitted() -> None:
         (TEXTS, [0] * 6, {}, "at least two classes"),
         (TEXTS, LABELS, {"names": ("good", "good")}, "the same name"),
         (TEXTS, LABELS, {"folds": 7}, "folds are from 2"),
+        (TEXTS, ["a", "b"] * 3, {}, "its class's number, from 0, and not 'a'"),
+        (TEXTS, LABELS, {"top": 0}, "at least 1, not 0"),
         ([*TEXTS[:5], ("a", "b")], LABELS, {}, "the same fields"),
     ]:
         with pytest.raises(trimtab.InputError, match=why):
@@ -195,3 +197,6 @@ def test_what_cannot_be_fitted() -> None:
         fit(one, made, TEXTS, LABELS, embed=letters, collection=PLAIN, steps=0)
     with pytest.raises(trimtab.StateError, match="no adapter"):
         trimtab.summary(one)  # nothing is left of the attempts
+    trimtab.attach(one, trimtab.IA3(), name="taken")
+    with pytest.raises(trimtab.InputError, match="already carries an adapter 'taken'"):
+        fit(one, made, TEXTS, LABELS, name="taken", embed=lambda texts: pytest.fail("too late"))

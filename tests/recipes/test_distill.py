@@ -224,6 +224,11 @@ def test_what_cannot_teach() -> None:
         Distiller(one, one)
     with pytest.raises(trimtab.InputError, match="no adapter is called 'best'"):
         Distiller(one, "best")
+    with pytest.raises(trimtab.InputError, match=r"layers is \{.*and not \[1\]"):
+        Distiller(one, None, layers=[1])  # type: ignore[arg-type]
+    for layers, whose in (({99: 1}, "student"), ({1: 99}, "teacher")):
+        with pytest.raises(trimtab.InputError, match=rf"names \[99\] of the {whose}, which has"):
+            Distiller(one, None, layers=layers)(batch())
     config = hf.BertConfig(**{**cases.BERT, "num_labels": 5})
     with pytest.raises(trimtab.InputError, match="the same classes"):
         Distiller(one, hf.BertForSequenceClassification(config))(batch())

@@ -171,6 +171,21 @@ def test_the_rate_is_that_of_the_paper() -> None:
     assert 0 < course[-1] < 1e-5
 
 
+def test_a_method_says_its_own_rates() -> None:
+    """LoRA+: B learns quicker than A, by which the default optimizer goes too."""
+    moved = []
+    for ratio in (1.0, 50.0):
+        torch.manual_seed(1)
+        one = model("gpt2")
+        adapter = trimtab.attach(one, trimtab.LoRA(rank=2, lr_ratio=ratio))
+        with torch.no_grad():
+            for delta in adapter.members:
+                delta.tensors()["B"].fill_(0.1)
+        train(one, tokenizer("gpt2"), EXAMPLES, steps=1, warmup=0)
+        moved.append((adapter.members[0].tensors()["B"] - 0.1).abs().max().item())
+    assert moved[1] == pytest.approx(50 * moved[0], rel=1e-3)
+
+
 def test_an_optimizer_of_ones_own() -> None:
     one = model("gpt2")
     trimtab.attach(one, trimtab.IA3())
@@ -208,6 +223,13 @@ def test_what_cannot_be_asked() -> None:
         train(one, made, [EXAMPLES[0], Example("the film", ("good", "bad"))])
     with pytest.raises(trimtab.InputError, match="steps and batch_size count from 1"):
         train(one, made, EXAMPLES, steps=0)
+    with pytest.raises(trimtab.InputError, match="lr must not be negative"):
+        train(one, made, EXAMPLES, lr=-1.0)
+    with pytest.raises(trimtab.InputError, match="example 0 must be an Example"):
+        train(one, made, [{"text": "a", "choices": ["b"], "answer": 0}])  # type: ignore[list-item]
+    with pytest.raises(trimtab.InputError, match="batch_size counts from 1"):
+        predict(one, made, EXAMPLES, batch_size=0)
+    assert predict(one, made, []) == []
 
 
 def test_it_goes_on_from_what_was_trained_before(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_a_plan_of_ranks_loads_there(tmp_path: Path) -> None:
     bert = cases.by_name("bert")
     model = bert.model()
     plan = {
-        "query": trimtab.LoRA(rank=2, alpha=5.0),
+        "query": trimtab.LoRA(rank=2, lr_ratio=4.0, alpha=5.0),
         "*.layer.0.output.dense": trimtab.LoRA(rank=6),
         "mlp": trimtab.LoRA(rank=3, alpha=5.0),
     }

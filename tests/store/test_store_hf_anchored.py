@@ -84,3 +84,24 @@ def test_a_converted_file_of_hf_peft_is_plain(tmp_path: Path) -> None:
         trimtab.load(model, tmp_path / folder)
         found = cases.logits(model, BERT.batch())
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("now", [4.0, 7.0, 1.5, -2.0])
+def test_deloras_start_is_a_half_of_its_file(now: float, tmp_path: Path) -> None:
+    """Whatever became of the strength: the start keeps the one that it had."""
+    model = BERT.model().eval()
+    before = cases.logits(model, BERT.batch())
+    adapter = trimtab.attach(model, trimtab.DeLoRA(rank=3, strength=4.0), QV)
+    torch.testing.assert_close(cases.logits(model, BERT.batch()), before, rtol=0, atol=0)
+    cases.perturb(adapter, by=0.05)
+    for delta in adapter.members:
+        delta.tensors()["strength"].data.fill_(now)
+    found = cases.logits(model, BERT.batch())
+    cases.assert_differs(before, found)
+    trimtab.save(model, tmp_path, format="peft")
+    there = peft.PeftModel.from_pretrained(BERT.model(), tmp_path).eval()
+    assert there.peft_config["default"].r == 6
+    torch.testing.assert_close(cases.logits(there, BERT.batch()), found, rtol=1e-4, atol=1e-5)
+    again = BERT.model().eval()
+    trimtab.load(again, tmp_path)
+    torch.testing.assert_close(cases.logits(again, BERT.batch()), found, rtol=1e-4, atol=1e-5)

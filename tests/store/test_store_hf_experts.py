@@ -38,6 +38,10 @@ BOTH: dict[str, tuple[str, LoraConfig]] = {
         "mixtral",
         LoraConfig(r=2, target_modules=["w1", "w2", "w3", "q_proj"]),
     ),
+    "mixtral, every map": ("mixtral", config([], "all-linear")),
+    "mixtral, what routes": ("mixtral", config(["gate.weight"], ["q_proj"])),
+    "qwen, every map": ("qwen", config([], "all-linear")),
+    "oss, what routes": ("oss", config(["router.weight"])),
     "qwen": ("qwen", config([UP, DOWN], ["k_proj"])),
     "qwen, former names": (
         "qwen",
@@ -136,3 +140,25 @@ def test_the_types_whose_names_hf_peft_reads_as_tensors() -> None:
     for kind, table in ours.items():
         several = {new for new in table.values() if list(table.values()).count(new) > 1}
         assert several == {new for new, old in fused[patterns[kind]].items() if len(old) > 1}
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen", "oss", "llama4"])
+def test_what_routes_is_a_target_of_its_own(name: str) -> None:
+    """It gives no output of a map, so that "all-linear" leaves it out."""
+    model, batch = ONES[name].model().eval(), ONES[name].batch()
+    before = cases.logits(model, batch)
+    every = trimtab.attach(model, SMALL, name="every")
+    assert not any(".gate.weight" in site or ".router" in site for site, _ in every.entries)
+    adapter = trimtab.attach(model, SMALL, "router", name="routers")
+    assert all(site.endswith((".gate.weight", ".router.weight")) for site, _ in adapter.entries)
+    torch.testing.assert_close(cases.logits(model, batch), before)
+    cases.perturb(adapter)
+    found = cases.logits(model, batch)
+    cases.assert_differs(before, found)
+    trimtab.merge(model)
+    torch.testing.assert_close(cases.logits(model, batch), found, **CLOSE)
+
+
+def test_no_blocks_of_experts_rotations_are_left_out() -> None:
+    with pytest.raises(trimtab.InputError, match="oft: no dropout can act"):
+        trimtab.attach(ONES["mixtral"].model(), trimtab.OFT(block=4, dropout=0.5), UP)

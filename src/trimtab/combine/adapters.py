@@ -65,19 +65,22 @@ def adapters(
             are combined, a density out of bounds.
     """
     way = Way(method, density, sign, seed)
-    if rank is not None and (not way.decomposes or rank < 1):
+    low = rank is not None and (not isinstance(rank, int) or rank < 1)
+    if low or (rank is not None and not way.decomposes):
         raise InputError(
-            f"rank={rank}: only svd and the _svd methods take a rank, of at least 1"
-            if rank < 1 or way.method != "cat"
+            f"rank={rank!r}: only svd and the _svd methods take a rank, a whole number, at least 1"
+            if low or way.method != "cat"
             else "cat has the sum of the ranks: leave rank out, or use method='svd'"
         )
+    if not isinstance(weights, Mapping):
+        raise InputError(f"weights is {{'name': 1.0, …}}, and not {weights!r:.60}")
     record_ = record(model)
     parts = [record_.adapter(name) for name in weights]
     if not parts:
         raise InputError("no adapter is named: weights={'name': 1.0}")
     for name, weight in weights.items():
-        if not math.isfinite(weight):
-            raise InputError(f"the weight of {name!r} must be finite, not {weight}")
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise InputError(f"the weight of {name!r} must be finite, a number, not {weight!r}")
     intact(model, parts)
     admit(model, into)
     found = _Combined(model, way, list(weights.values()), parts, rank)

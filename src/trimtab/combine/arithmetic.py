@@ -65,15 +65,18 @@ class Way:
                 f"no way of combining is called {self.method!r}; {nearest(self.method, METHODS)}"
             )
         thins = self.recipe.thin is not None
-        if thins and (self.density is None or not 0 < self.density <= 1):
+        numeric = isinstance(self.density, int | float)
+        if thins and not (numeric and 0 < self.density <= 1):  # type: ignore[operator]
             raise InputError(
                 f"{self.method} keeps a share of the values: density must lie in (0, 1], not "
-                f"{self.density}"
+                f"{self.density!r}"
             )
         if not thins and self.density is not None:
             raise InputError(f"{self.method} keeps all values: leave density out")
         if self.sign not in ("total", "frequency"):
             raise InputError(f"sign is elected by 'total' or 'frequency', not {self.sign!r}")
+        if self.sign != "total" and not self.recipe.elect:
+            raise InputError(f"{self.method} elects no signs: leave sign out")
 
     @property
     def recipe(self) -> Recipe:

@@ -82,8 +82,15 @@ def extract(
     """
     if rank is None and energy is None:
         raise InputError("say how much to hold: rank=16, or energy=0.9 of each difference")
-    if (rank is not None and rank < 1) or (energy is not None and not 0 < energy <= 1):
-        raise InputError(f"rank must be at least 1 and energy lie in (0, 1], not {rank}, {energy}")
+    low = rank is not None and (not isinstance(rank, int) or rank < 1)
+    share = energy is None or (isinstance(energy, int | float) and 0 < energy <= 1)
+    if low or not share:
+        raise InputError(
+            "rank must be at least 1, a whole number, and energy lie in (0, 1], not "
+            f"{rank!r}, {energy!r}"
+        )
+    if not isinstance(tuned, nn.Module | Mapping):
+        raise InputError(f"tuned is a model or its state dict, and not {type(tuned).__name__}")
     if rest not in ("keep", "drop"):
         raise InputError(f"rest is 'keep' or 'drop', not {rest!r}")
     admit(model, name)

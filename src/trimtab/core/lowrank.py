@@ -17,6 +17,18 @@ from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
 
+def difference(
+    A: Tensor, B: Tensor, A0: Tensor, B0: Tensor, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Factors of twice the rank of B A - B₀ A₀, for a computation of this dtype.
+
+    They are those of (B - B₀) A + B₀ (A - A₀), which is the same: the differences are taken in full
+    precision, vanish at the start, and stay visible beside a large B₀ A₀.
+    """
+    A, B = torch.cat([A, A - A0], -2), torch.cat([B - B0, B0], -1)
+    return (A.to(dtype), B.to(dtype)) if dtype and dtype.is_floating_point else (A, B)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LowRank(Method):
     """scale B A, with A (rank, in) and B (out, rank), which starts at zero.
@@ -60,15 +72,8 @@ class LowRank(Method):
         return factors
 
     def factors(self, p: Values, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """(A, B) of the change over its scale, for a computation of this dtype.
-
-        Anchored, they are of (B - B₀) A + B₀ (A - A₀), which is the same: the differences are taken
-        in full precision, vanish at the start, and stay visible beside a large B₀ A₀.
-        """
-        if not self.anchored:
-            return p.A, p.B
-        A, B = torch.cat([p.A, p.A - p.A0], -2), torch.cat([p.B - p.B0, p.B0], -1)
-        return (A.to(dtype), B.to(dtype)) if dtype and dtype.is_floating_point else (A, B)
+        """(A, B) of the change over its scale, for a computation of this dtype."""
+        return difference(p.A, p.B, p.A0, p.B0, dtype) if self.anchored else (p.A, p.B)
 
     def product(self, p: Values) -> Tensor:
         """The change over its scale, (out, in)."""

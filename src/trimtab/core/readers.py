@@ -1,7 +1,8 @@
 """Modules that read weights themselves, their own or their children's, without calling a child.
 
 An edit acts there on the tensor: the module is called with it replaced. What is known: torch's
-attention and encoder layer, experts in one 3-D tensor, XLNet's attention, Mamba's time steps.
+attention and encoder layer, experts in one 3-D tensor and what routes to them, XLNet's attention,
+Mamba's time steps.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from trimtab.core.site import Geometry, geometry
+from trimtab.core.site import Geometry, geometry, routes
 from trimtab.core.walk import plain, walk
 
 
@@ -42,6 +43,8 @@ def _read(module: nn.Module) -> Iterator[tuple[str, Geometry]]:
         yield "dt_proj.weight", geometry(plain(module.get_submodule("dt_proj")))
     elif "Experts" in type(module).__name__:
         yield from _experts(module)
+    elif routes(module):
+        yield "weight", Geometry("linear", *module.get_parameter("weight").shape)
 
 
 def _attention(module: nn.Module) -> Iterator[tuple[str, Geometry]]:

@@ -89,7 +89,19 @@ def peculiar(module: nn.Module) -> str | None:
         return "its max_norm rewrites the rows of its weight whenever they are read"
     if isinstance(module, (nn.Embedding, *_CONVS)) and not _computes_plainly(module):
         return f"{name} has a forward of its own, which may do more than apply its weight"
+    if routes(module):
+        return f"{name} gives its choice of experts: its matrix is a site, under the name `weight`"
     return None
+
+
+def routes(module: nn.Module) -> bool:
+    """Whether a module chooses experts by a matrix (experts, d) that it holds."""
+    weight = module._parameters.get("weight")
+    named = type(module).__name__.endswith("Router") and type(module).forward is not _PLAIN
+    return named and weight is not None and weight.ndim == 2
+
+
+_PLAIN = nn.Linear.forward
 
 
 def _computes_plainly(module: nn.Module) -> bool:

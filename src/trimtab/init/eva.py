@@ -48,6 +48,8 @@ def eva(
     """
     if rho < 1:
         raise InputError(f"rho must be at least 1, not {rho}: a site may get rho times its rank")
+    if tau > 1 or passes < 1:
+        raise InputError(f"tau, a cosine, is at most 1, passes at least 1, not {tau}, {passes}")
     adapter, found = places(model, name)
     plainly(found, "EVA looks at inputs")
     for place in found:

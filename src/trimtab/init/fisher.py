@@ -6,9 +6,8 @@ gradients are those of every number of the weight, whatever the base's storage o
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,8 +18,7 @@ from trimtab.core.adapter import Adapter, record, unwrap
 from trimtab.core.delta import Delta
 from trimtab.core.errors import InputError, StateError
 from trimtab.core.sparse import Sparse, held, largest
-
-Loss = Callable[[nn.Module, Any], Tensor]
+from trimtab.init.observe import Loss, evaluated, own_loss, scalar
 
 
 def fisher(
@@ -51,7 +49,7 @@ def fisher(
     budgets = _budgets(members)
     spread = [_Spread(delta) for delta in members]
     try:
-        scores = _scores(model, [one.every for one in spread], batches, loss or _own_loss, examples)
+        scores = _scores(model, [one.every for one in spread], batches, loss or own_loss, examples)
     finally:
         for one in spread:
             one.put_back()
@@ -115,9 +113,9 @@ def _scores(
     """The sum of the squared gradients of single examples, for every number of each matrix."""
     sums = [torch.zeros_like(one, requires_grad=False) for one in values]
     seen = 0
-    with _evaluating(model), torch.enable_grad():
+    with evaluated(model), torch.enable_grad():
         for example in itertools.islice(_examples(batches), examples):
-            found = torch.autograd.grad(loss(model, example), values, allow_unused=True)
+            found = torch.autograd.grad(scalar(loss(model, example)), values, allow_unused=True)
             for total, gradient in zip(sums, found, strict=True):
                 total += 0 if gradient is None else gradient.square()
             seen += 1
@@ -153,24 +151,6 @@ def _counts(
             for index, count in zip(own, chosen.bincount(minlength=len(own)).tolist(), strict=True):
                 counts[index] = count
     return counts
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in unwrap(model).modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _own_loss(model: nn.Module, batch: Any) -> Tensor:
-    found = getattr(model(**batch), "loss", None) if isinstance(batch, Mapping) else None
-    if found is None:
-        raise InputError("the model gives no loss of this batch: pass labels along, or loss=…")
-    return found
 
 
 def _examples(batches: Iterable[Any]) -> Iterator[Any]:

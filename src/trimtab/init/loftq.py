@@ -35,6 +35,8 @@ def loftq(
     """Start an attached adapter (the only one, if no name is given) at what its quantised base
     lacks of the float model, or its state dict; where it lacks nothing, that stays as it is."""
     adapter, found = places(model, name)
+    if not isinstance(floats, nn.Module | Mapping):
+        raise InputError(f"floats is a model or its state dict, and not {type(floats).__name__}")
     state = floats.state_dict() if isinstance(floats, nn.Module) else floats
     starts = []
     for place in found:
@@ -70,6 +72,8 @@ def alternate(
     """
     if steps < 1:
         raise InputError(f"steps must be at least 1, not {steps}")
+    if W.ndim != 2 or not 1 <= rank <= min(W.shape):
+        raise InputError(f"a rank from 1 to the smaller side of W {tuple(W.shape)}, not {rank}")
     W = W.to(torch.float32)
     A, B = W.new_zeros(rank, W.shape[1]), W.new_zeros(W.shape[0], rank)
     for _ in range(steps):
@@ -81,6 +85,8 @@ def alternate(
 def nf4(W: Tensor, block: int = 64) -> Tensor:
     """The values nearest to W that 4-bit NormalFloat has (Dettmers et al. 2023, arXiv:2305.14314):
     quantiles of a normal distribution, times the largest of each block of so many values."""
+    if block < 1:
+        raise InputError(f"block must be at least 1, not {block}")
     flat = W.flatten()
     padded = torch.nn.functional.pad(flat, (0, -len(flat) % block)).view(-1, block)
     largest = padded.abs().amax(1, keepdim=True)

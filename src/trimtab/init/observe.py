@@ -20,16 +20,22 @@ IGNORED = -100
 
 
 @contextlib.contextmanager
-def base_alone(model: nn.Module) -> Iterator[None]:
-    """The base as it is evaluated: no adapter, no dropout."""
-    training = {module: module.training for module in model.modules()}
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """No dropout; every module is in its own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with using(model, None):
-            yield
+        yield
     finally:
-        for module, mode in training.items():
+        for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def base_alone(model: nn.Module) -> Iterator[None]:
+    """The base as it is evaluated: no adapter, no dropout."""
+    with evaluated(model), using(model, None):
+        yield
 
 
 def run(model: nn.Module, batch: Any) -> Any:
@@ -127,7 +133,7 @@ def gradients(
             weight.requires_grad_(True)
         with base_alone(model), torch.enable_grad():
             for batch in batches:
-                value = _loss(model, batch) if loss is None else loss(model, batch)
+                value = scalar((loss or own_loss)(model, batch))
                 found_ = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
                 for name, gradient in zip(weights, found_, strict=True):
                     if gradient is None:
@@ -149,7 +155,18 @@ def _seen(place: Place, gradient: Tensor) -> Tensor:
     return whole if site.rows is None else whole[slice(*site.rows)]
 
 
-def _loss(model: nn.Module, batch: Any) -> Tensor:
+def scalar(loss: Any) -> Tensor:
+    """What a loss must be for a gradient of it to be taken."""
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return loss
+    found = f"{tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    raise InputError(
+        f"the loss must be one number that depends on the model's weights, and is {found}"
+        + (" without a gradient" if isinstance(loss, Tensor) and not loss.requires_grad else "")
+    )
+
+
+def own_loss(model: nn.Module, batch: Any) -> Tensor:
     loss = getattr(run(model, batch), "loss", None)
     if not isinstance(loss, Tensor):
         raise InputError(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
+from trimtab.core.lowrank import difference
 from trimtab.core.method import Method, Param, Transform, Values
 from trimtab.core.operator import Operator, Patches, linear
 from trimtab.core.registry import build
@@ -70,20 +71,18 @@ class Factor(Transform):
         return min(int((held < self.energy * held[-1]).sum()) + 1, len(S))
 
     def _factors(self, p: Values, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """B and A, whose product joins W or stands in its place: with W they are of rank 2 r, since
-        U V - U0 V0 = (U - U0) V + U0 (V - V0), which rounding leaves small."""
-        B, A = p.U, p.V
+        """A and B, whose product joins W, of rank 2 r, or stands in its place."""
         if self.residual == "frozen":
-            B, A = torch.cat([B - p.U0, p.U0], -1), torch.cat([A, A - p.V0], -2)
-        return B.to(dtype), A.to(dtype)
+            return difference(p.V, p.U, p.V0, p.U0, dtype)
+        return p.V.to(dtype), p.U.to(dtype)
 
     def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        B, A = self._factors(p, W.dtype)
+        A, B = self._factors(p, W.dtype)
         return W + B @ A if self.residual == "frozen" else B @ A, b
 
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         gain, dtype = inner.geometry.gain, x.dtype if x.dtype.is_floating_point else inner.dtype
-        B, A = self._factors(p, dtype)
+        A, B = self._factors(p, dtype)
         grouped = isinstance(x, Patches) and x.module.groups > 1
         y = gain * (linear(x, B @ A) if grouped else linear(linear(x, A), B))
         base = inner(x) if self.residual == "frozen" else inner.bias
@@ -92,6 +91,6 @@ class Factor(Transform):
     def alike(self, p: Values) -> tuple[Method, dict[str, Tensor]] | None:
         if self.residual == "dropped":
             return None
-        B, A = self._factors(p, p.U.dtype)
+        A, B = self._factors(p, p.U.dtype)
         rank = A.shape[-2]
         return build("lora", {"rank": rank, "alpha": float(rank)}), {"A": A, "B": B}

@@ -42,9 +42,9 @@ class GatedLoRA(LowRank, Intervention):
         return {**LowRank.init(self, site), **gate.start(site.in_features)}
 
     def edit(self, p: Values, x: Tensor, y: Tensor, call: Call) -> Tensor:
-        return y + gate.gate(p, x, call).to(y.dtype) * (
-            self.scale * linear(linear(x, p.A), p.B).to(y.dtype)
-        )
+        A, B = self.factors(p, x.dtype)
+        added = self.scale * linear(linear(x, A), B)
+        return y + gate.gate(p, x, call).to(y.dtype) * added.to(y.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,8 @@ class HRA(Transform):
         super().__post_init__()
         self.require("rank", self.rank >= 1, "be at least 1")
         self.require("orthogonality", self.orthogonality >= 0, "be at least 0")
+        free = not (self.gram_schmidt and self.orthogonality)
+        self.require("orthogonality", free, "be 0 with gram_schmidt, which is exact")
 
     @property
     def starts_at_base(self) -> str | None:  # type: ignore[override]

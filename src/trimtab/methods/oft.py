@@ -60,6 +60,9 @@ class OFT(Transform):
         narrow = "it has one feature, and nothing to rotate"
         return super().accepts(site) or (narrow if width(site) < 2 else None)
 
+    def ignored(self, site: Site) -> str | None:
+        return "dropout" if self.dropout and site.geometry.count else None
+
     def block_size(self, site: Site) -> int:
         n = width(site)
         divisors = [d for d in range(2, n + 1) if n % d == 0]

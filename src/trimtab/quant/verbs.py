@@ -40,10 +40,7 @@ def quantise(model: nn.Module, to: str = "nf4", *, skip: Sequence[str] | None = 
     model = unwrap(model)
     _refuse_adapters(model, "quantise")
     make = _format(to)
-    left = heads(model) if skip is None else [skip] if isinstance(skip, str) else skip
-    for pattern in () if skip is None else left:
-        _require_named(model, pattern)
-    left = [*left, *(getattr(model, "_keep_in_fp32_modules", None) or ())]
+    left = [*_skipped(model, skip), *(getattr(model, "_keep_in_fp32_modules", None) or ())]
     found = [
         (paths, module)
         for paths, module in _linears(model)
@@ -59,11 +56,16 @@ def quantise(model: nn.Module, to: str = "nf4", *, skip: Sequence[str] | None = 
     return model
 
 
-def _require_named(model: nn.Module, pattern: str) -> None:
-    known = [name for name, _ in model.named_modules() if name]
-    if not any(_named(pattern, name) for name in known):
-        ends = list(dict.fromkeys(name.rpartition(".")[2] for name in known))
-        raise SiteNotFound(f"skip: no module is called {pattern!r}; {nearest(pattern, ends)}")
+def _skipped(model: nn.Module, skip: Sequence[str] | None) -> Sequence[str]:
+    """The names of what is left out, each of which must be some module's."""
+    if skip is None:
+        return heads(model)
+    names = [name for name, _ in walk(model, once=False) if name]
+    given = [skip] if isinstance(skip, str) else list(skip)
+    for pattern in given:
+        if not any(_named(pattern, name) for name in names):
+            raise SiteNotFound(f"skip: no module is called {pattern!r}; {nearest(pattern, names)}")
+    return given
 
 
 def dequantise(model: nn.Module) -> nn.Module:

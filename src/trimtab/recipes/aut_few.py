@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab import attach, detach
+from trimtab.adapt import admit
 from trimtab.core import registry
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method
@@ -110,6 +112,9 @@ def fit(
         top: how many instructions.
         training: what `t_few.train` takes: steps, batch_size, lr, warmup; folds train alike.
     """
+    admit(model, name)
+    if top < 1:
+        raise InputError(f"top, how many instructions, is at least 1, not {top}")
     rows, classes = rows_of(texts), _classes(texts, labels, names)
     parts = split(labels, folds, seed)
     embed = embed or minilm()
@@ -202,6 +207,8 @@ def _classes(texts: Sequence[Any], labels: Sequence[int], names: Sequence[str] |
     """How many there are."""
     if len(texts) != len(labels):
         raise InputError(f"there are {len(texts)} texts and {len(labels)} labels")
+    if odd := [label for label in labels if not isinstance(label, Integral)]:
+        raise InputError(f"a label is its class's number, from 0, and not {odd[0]!r}")
     classes = max(labels, default=0) + 1 if names is None else len(names)
     if missing := sorted(set(range(classes)) - set(labels)):
         raise InputError(f"class {missing[0]} of {classes} has no example")

@@ -97,6 +97,8 @@ class Distiller(nn.Module):
         other = teacher if isinstance(teacher, nn.Module) else Reference(student, teacher)
         self.__dict__["student"], self.__dict__["teacher"] = student, other
         self.temperature, self.alpha, self.hidden = temperature, alpha, hidden
+        if not isinstance(layers, Mapping | None):
+            raise InputError(f"layers is {{the student's: the teacher's}}, and not {layers!r:.60}")
         self.layers = dict(layers or {})
         self.positions = positions or self._positions
         self.maps = nn.ModuleDict(self._maps())
@@ -172,6 +174,15 @@ class Distiller(nn.Module):
 
     def _hidden(self, outputs: Any, taught: Any, mask: Tensor | None) -> Tensor:
         ours, theirs = _states(outputs), _states(taught)
+        for states, named, whose in (
+            (ours, self.layers, "student"),
+            (theirs, self.layers.values(), "teacher"),
+        ):
+            if beyond := [one for one in named if not -len(states) <= one < len(states)]:
+                raise InputError(
+                    f"layers names {beyond} of the {whose}, which has hidden states 0 to "
+                    f"{len(states) - 1}, or -{len(states)} to -1"
+                )
         terms = []
         for layer, followed in self.layers.items():
             state = ours[layer]

@@ -91,14 +91,16 @@ def train(
     """Train what is active on the model, whatever its method; returns the total loss of each step.
 
     Args:
-        lr: the highest learning rate of Adafactor; of a given `optimizer`, its own counts.
+        lr: the highest learning rate of Adafactor, times what the method says; of a given
+            `optimizer`, its own counts.
         warmup: steps in which the rate rises; it then falls linearly to zero.
         on_step: called with the step, from 1, and its losses.
     """
-    _check(examples, steps, batch_size, warmup)
-    if not (trained := parameters(model)):
+    _check(examples, steps, batch_size, warmup, lr)
+    groups = parameters(model, lr=lr)
+    if not groups:
         raise InputError("nothing active trains: attach a method, or load(…, trainable=True)")
-    optimizer = optimizer or torch.optim.Adafactor(trained, lr=lr)
+    optimizer = optimizer or torch.optim.Adafactor(groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: rate(done, steps, warmup))
     device = next(model.parameters()).device
     training, course = model.training, []
@@ -150,8 +152,10 @@ def scores(
     max_length: int | None = None,
 ) -> Tensor:
     """The length-normalised log-probability of every choice, (n, c); -inf where there is none."""
+    if batch_size < 1:
+        raise InputError(f"batch_size counts from 1, and is {batch_size}")
     device, training = next(model.parameters()).device, model.training
-    most = max(len(example.choices) for example in examples)
+    most = max((len(example.choices) for example in examples), default=0)
     found = torch.full((len(examples), most), -torch.inf)
     model.eval()
     try:
@@ -169,10 +173,13 @@ def predict(
     model: nn.Module, tokenizer: Any, examples: Sequence[Example], **options: Any
 ) -> list[int]:
     """Rank classification: the index of the choice that scores highest. Options: of `scores`."""
-    return scores(model, tokenizer, examples, **options).argmax(-1).tolist()
+    found = scores(model, tokenizer, examples, **options)
+    return found.argmax(-1).tolist() if len(found) else []
 
 
-def _check(examples: Sequence[Example], steps: int, batch_size: int, warmup: int) -> None:
+def _check(
+    examples: Sequence[Example], steps: int, batch_size: int, warmup: int, lr: float
+) -> None:
     if not examples:
         raise InputError("there are no examples to train on")
     if steps < 1 or batch_size < 1 or warmup < 0:
@@ -180,6 +187,10 @@ def _check(examples: Sequence[Example], steps: int, batch_size: int, warmup: int
             f"steps and batch_size count from 1, warmup from 0, and are {steps}, {batch_size}, "
             f"{warmup}"
         )
+    if lr < 0:
+        raise InputError(f"lr must not be negative, and is {lr}")
     for i, example in enumerate(examples):
+        if not isinstance(example, Example):
+            raise InputError(f"example {i} must be an Example, and is {example!r:.60}")
         if example.answer is None:
             raise InputError(f"example {i} has no answer to train on: {example.text!r:.60}")

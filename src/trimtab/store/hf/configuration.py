@@ -145,12 +145,14 @@ def _differing(
 
 
 def _refuse_mixed(acting: Mapping[str, Method], usual: Method, names: Names) -> None:
-    """Hyper-parameters that there is one of for all sites."""
+    """Hyper-parameters that there is one of for all sites; those that only training knows, such as
+    LoRA+'s ratio, have no place there at all."""
     mine = usual.arguments()
     free = {*names.patterns, *(() if names.oriented is None else ("scales",))}
     for site, method in acting.items():
         for field, value in method.arguments().items():
-            if field not in free and value != mine[field]:
+            held = names.more is not None or field in names.fields
+            if held and field not in free and value != mine[field]:
                 raise InputError(
                     f"HF PEFT's format holds one {field} for all sites; {site!r} has another"
                 )
