@@ -48,7 +48,10 @@ def methods(
     if probe:
         return _probe(method or [], law or [], architecture or [], out, jobs, json_)
     if method or law or architecture or out or jobs != 1:
-        raise InputError("--method, --law, --architecture, --out and --jobs belong to --probe")
+        raise InputError(
+            "--method, --law, --architecture, --out and --jobs belong to --probe, and --method and "
+            "--out to --overhead; docs/methods has a page for each method"
+        )
     from trimtab.capabilities import HEAD, NOTE, cells, recipes, table
 
     rows = table()
@@ -83,7 +86,7 @@ def methods(
 
 
 def _overhead(method: list[str], out: Path | None, json_: bool) -> int:
-    """Each as soon as it is measured; with --out into a file, beside the machine's facts."""
+    """Each as soon as it is measured; with --out into a file, beside what is there already."""
     import dataclasses
 
     from rich.console import Console
@@ -91,7 +94,7 @@ def _overhead(method: list[str], out: Path | None, json_: bool) -> int:
 
     from trimtab.core.registry import methods
     from trimtab.overhead import overheads
-    from trimtab.store.files import write_json
+    from trimtab.store.files import read_json, write_json
     from trimtab.testing import conformance
     from trimtab.tune import hardware
 
@@ -105,7 +108,12 @@ def _overhead(method: list[str], out: Path | None, json_: bool) -> int:
         if not json_:
             times = f"forward {one.forward} of the base's, step {one.step} of full fine-tuning's"
             print(f"{name:<18} {one.refused or times}")
-    told = {"hardware": hardware.facts(), "versions": hardware.versions(), "methods": found}
+    before = read_json(out)["methods"] if out and out.exists() else {}
+    told = {
+        "hardware": hardware.facts(),
+        "versions": hardware.versions(),
+        "methods": dict(sorted({**before, **found}.items())),
+    }
     if out:
         write_json(out, told)
     if json_:
