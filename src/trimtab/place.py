@@ -15,7 +15,7 @@ from trimtab.core.delta import Delta, Tensors, params
 from trimtab.core.errors import InputError
 from trimtab.core.host import Companion, Host, ParameterHost
 from trimtab.core.layout import Run, runs, tables
-from trimtab.core.method import Beside, Combine, Intervention, Method, Prefix, Prompt
+from trimtab.core.method import Beside, Combine, Intervention, Method, Param, Prefix, Prompt
 from trimtab.core.site import Site, geometry
 from trimtab.core.walk import base_parameters, coded, plain, walk
 from trimtab.match import ROOT, input_embedding, sites

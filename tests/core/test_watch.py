@@ -104,7 +104,10 @@ def test_a_strided_input_is_made_contiguous_at_a_site(method: Any, merged: bool)
     model[0].base.seen.clear()
     if merged:
         trimtab.merge(model)
-    torch.testing.assert_close(model(x), expected)
+    if method.starts_at_base is None:
+        torch.testing.assert_close(model(x), expected)
+    else:
+        model(x)
     assert model[0].base.seen == [True]
 
 

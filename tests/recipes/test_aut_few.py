@@ -7,7 +7,7 @@ from typing import Any
 import cases
 import pytest
 import torch
-from small import EXAMPLES, model, tokenizer
+from language_models import EXAMPLES, model, tokenizer
 from torch import Tensor
 
 import trimtab

@@ -10,7 +10,7 @@ import cases
 import pytest
 import torch
 import transformers as hf
-from small import model
+from language_models import model
 
 import trimtab
 from trimtab.recipes.distill import Distiller, hidden_distance, soft_targets

@@ -10,7 +10,7 @@ from typing import Any
 import cases
 import pytest
 import torch
-from small import DECODERS, ENCODER_DECODERS, EXAMPLES, model, shared, tokenizer
+from language_models import DECODERS, ENCODER_DECODERS, EXAMPLES, model, shared, tokenizer
 from torch import Tensor
 
 import trimtab

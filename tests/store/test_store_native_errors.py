@@ -176,7 +176,7 @@ BROKEN_CONFIGURATIONS: dict[str, tuple[Callable[[dict[str, Any]], object], str]]
     "version true": (lambda c: c.update(version=True), "'version'"),
     "another format": (lambda c: c.update(format="other"), "not in Trimtab's format"),
     "no methods": (lambda c: c.update(methods=[]), "methods"),
-    "unknown method": (lambda c: c["methods"][0].update(method="lroa"), "'lroa'.*nearest: 'lora'"),
+    "unknown method": (lambda c: c["methods"][0].update(method="lroa"), "'lroa'.*nearest"),
     "unknown hyper-parameter": (
         lambda c: c["methods"][0]["arguments"].update(rnak=3),
         "no hyper-parameter 'rnak'",

@@ -20,7 +20,7 @@ from trimtab.match import sites
 from trimtab.methods.whole import Whole
 from trimtab.store import native
 from trimtab.store.files import write_json, write_tensors
-from trimtab.store.hf import experts, parameters, prompts
+from trimtab.store.hf import experts, parameters, prompts, pruned
 from trimtab.store.hf.configuration import about, config_of, plain, task_type
 from trimtab.store.hf.fields import BIASES, CONFIG, ROWS, arguments
 from trimtab.store.hf.reading import PREFIX, REMEMBERED, ROOT, TENSORS, TOKEN_LEAF
