@@ -342,7 +342,7 @@ def test_loads_right_or_is_refused(format: Format, tmp_path: Path) -> None:
             return
         if carried:
             here = cases.logits(one, batch)
-            trainable = trimtab.parameters(one)
+            trainable = trimtab.parameters(one, lr=1e-3)[0]["params"]
             trimtab.detach(one)
             assert format.meaning is not None
             assert trainable
