@@ -72,6 +72,17 @@ def _one_rate(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted((run for run in runs if run["lr"] == most), key=lambda run: run["seed"])
 
 
+def searched(work: str) -> dict[str, tuple[float, float]]:
+    """Row -> the best learning rate so far and its validation metric, from short runs."""
+    found: dict[str, tuple[float, float]] = {}
+    for path in sorted((RESULTS / work).glob("*/search-*.json")):
+        run = json.loads(path.read_text(encoding="utf8"))
+        best = found.get(run["row"], (0.0, -np.inf))
+        if run.get("validation", -np.inf) > best[1]:
+            found[run["row"]] = (run["lr"], run["validation"])
+    return found
+
+
 def rows(work: str) -> list[Row]:
     finals, _ = read(work)
     reference = finals.get(REFERENCE, [])
@@ -82,12 +93,11 @@ def rows(work: str) -> list[Row]:
 def _row(name: str, runs: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]) -> Row:
     scores = _pooled(runs)
     seeds = tuple(run["seed"] for run in runs)
-    both = {run["seed"] for run in reference} & set(seeds)
+    both = {run["seed"] for run in reference}
     against = None
-    if name != REFERENCE and both:
+    if name != REFERENCE and both and both <= set(seeds):
         against = paired_mean(
-            _pooled(run for run in runs if run["seed"] in both),
-            _pooled(run for run in reference if run["seed"] in both),
+            _pooled(run for run in runs if run["seed"] in both), _pooled(reference)
         )
     first = runs[0]
     seconds = float(np.median([run["train_seconds"] for run in runs]))
@@ -133,9 +143,19 @@ HEAD = ("method", "trained", "share", "lr", "seeds", "test, 95 %", "against full
 
 
 def _lines(work: str) -> list[str]:
-    found, (finals, failed) = rows(work), read(work)
-    if not found:
-        return ["Not run yet."]
+    finals, failed = read(work)
+    lines = _table(rows(work)) if finals else ["No method has been trained in full here yet.", ""]
+    short = {name: best for name, best in searched(work).items() if name not in finals}
+    if short:
+        told = [f"`{n}` (lr {lr:.2g}, validation {value:.3f})" for n, (lr, value) in short.items()]
+        lines += [f"Searched, and not yet trained in full: {', '.join(told)}.", ""]
+    begun = {name.split()[0] for name in (*finals, *short)}
+    missing = [name for name in methods() if name not in begun]
+    told = [f"`{name}` ({failed[name]})" if name in failed else f"`{name}`" for name in missing]
+    return [*lines, f"Not run yet: {', '.join(told)}."] if missing else lines[:-1]
+
+
+def _table(found: Sequence[Row]) -> list[str]:
     lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
     for row in found:
         against = _interval(row.against, signed=True) if row.against else "–"
@@ -151,9 +171,7 @@ def _lines(work: str) -> list[str]:
             mark + (", under 1 %" if mark and row.share < SMALL else ""),
         )
         lines.append(f"| {' | '.join(cells)} |")
-    missing = [name for name in methods() if not any(n.split()[0] == name for n in finals)]
-    told = [f"`{name}` ({failed[name]})" if name in failed else f"`{name}`" for name in missing]
-    return [*lines, "", f"Not run yet: {', '.join(told)}."] if missing else lines
+    return [*lines, ""]
 
 
 def _interval(found: Interval, signed: bool = False) -> str:
