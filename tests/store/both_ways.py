@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from torch import nn
 import trimtab
 
 Writes = Callable[[cases.Architecture, Any], Any]
+PLACES = {"target_modules", "modules_to_save", "rank_pattern", "base_model_name_or_path"} | {
+    *("task_type", "inference_mode", "total_step", "trainable_token_indices", "peft_version"),
+}
+"""What says the same in other words, or depends on how it was made."""
 TWICE = (".original_module.bias", ".modules_to_save.bias")  # beside the module's own
 
 
@@ -57,3 +62,20 @@ def there_and_back(
     torch.testing.assert_close(
         cases.logits(again, batch), cases.logits(model, batch), rtol=1e-6, atol=1e-6
     )
+
+
+def configurations(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(theirs, ours) after `there_and_back`: ours has no field that theirs has not."""
+    theirs, ours = (
+        json.loads((tmp_path / folder / "adapter_config.json").read_text())
+        for folder in ("theirs", "ours")
+    )
+    assert ours.keys() <= theirs.keys()
+    return theirs, ours
+
+
+def assert_same_fields(
+    theirs: dict[str, Any], ours: dict[str, Any], but: Collection[str] = PLACES
+) -> None:
+    for field in ours.keys() - set(but):
+        assert ours[field] == theirs[field], field

@@ -11,10 +11,17 @@ import more_models
 import peft
 import pytest
 import torch
-from both_ways import Writes, by_peft, loaded, there_and_back
+from both_ways import (
+    PLACES,
+    Writes,
+    assert_same_fields,
+    by_peft,
+    configurations,
+    loaded,
+    there_and_back,
+)
 from peft import C3AConfig, FourierFTConfig, MissConfig, ShiraConfig
 from safetensors.torch import load_file, save_file
-from test_store_hf_types import PLACES
 
 import trimtab
 from trimtab.core.adapter import record
@@ -102,14 +109,9 @@ def test_there_and_back(
     architecture: str, config: Any, peft_writes: Writes, tmp_path: Path
 ) -> None:
     there_and_back(more_models.by_name(architecture), config, peft_writes, tmp_path)
-    theirs, ours = (
-        json.loads((tmp_path / folder / "adapter_config.json").read_text())
-        for folder in ("theirs", "ours")
-    )
-    assert ours.keys() <= theirs.keys()
+    theirs, ours = configurations(tmp_path)
     free = {"init_weights"} if theirs["peft_type"] == "C3A" else set()  # False is xavier_uniform
-    for field in ours.keys() - PLACES - PATTERNS - free:
-        assert ours[field] == theirs[field], field
+    assert_same_fields(theirs, ours, PLACES | PATTERNS | free)
     for field in PATTERNS & theirs.keys():
         assert set(ours[field].values()) == set(theirs[field].values())
 
