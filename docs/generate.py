@@ -23,13 +23,13 @@ OVERHEAD = ROOT / "benchmarks" / "results" / "overhead.json"
 
 
 def main() -> None:
-    found = table()
+    found, measured = table(), overheads()
     pages = ROOT / "docs" / "methods"
     wanted = {
         ROOT / "README.md": readme((ROOT / "README.md").read_text(encoding="utf8")),
-        ROOT / "docs" / "methods.md": methods(found),
+        ROOT / "docs" / "methods.md": methods(found, measured),
         ROOT / "docs" / "conformance.md": conformance(),
-        **{pages / f"{n}.md": page(n, row, overheads().get(n)) for n, row in found.items()},
+        **{pages / f"{n}.md": page(n, row, measured.get(n)) for n, row in found.items()},
     }
     gone = [path for path in pages.glob("*.md") if path not in wanted]
     stale = [
@@ -105,11 +105,10 @@ def first_line(path: Path) -> str:
     return sentence if len(sentence) <= 88 else sentence[:87].rstrip(" ,") + "…"
 
 
-def methods(found: dict[str, dict[str, Any]]) -> str:
+def methods(found: dict[str, dict[str, Any]], measured: dict[str, dict[str, Any]]) -> str:
     """The table of `trimtab methods`, found by probing."""
     from trimtab.capabilities import HEAD, NOTE, cells, recipes
 
-    measured = overheads()
     head = (*HEAD, "forward", "step")
     lines = [
         "# Methods",
