@@ -21,9 +21,9 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import Any
 
 import table
+from runs import Run, attempt, one_thread, saved, slimmer
 from works import Work, works
 
-from runs import Run, attempt, one_thread, saved, slimmer
 from trimtab.core.counts import summary
 from trimtab.core.registry import build, lookup, methods
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from runs import RESULTS, unpacked
 from works import works
 
-from runs import RESULTS, unpacked
 from trimtab.core.registry import methods
 from trimtab.evaluate.bootstrap import Interval, mean_interval, paired_mean
 

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from cases import perturb
 from torch import Tensor, nn
 from transformers import (
     CodeGenConfig,
@@ -21,7 +22,6 @@ from transformers import (
 )
 
 import trimtab
-from tests.cases import perturb
 from trimtab.match import sites
 
 IDS = torch.tensor([[3, 5, 7, 9], [4, 6, 8, 10]])
