@@ -50,6 +50,11 @@ class Sparse(Additive):
             return inner(x)
         return super().forward(p, x, inner, call)
 
+    def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """W + delta(p), of which k numbers are touched."""
+        places = _places(p.indices, p.site.in_features)
+        return W.flatten().index_add(0, places, p.values.to(W.dtype)).view_as(W), b
+
     def matvec(self, p: Values, x: Any) -> Tensor:
         return product(x, lambda: self.delta(p))
 
@@ -65,8 +70,14 @@ def held(places: Tensor, width: int) -> dict[str, Param]:
 
 def scattered(values: Tensor, indices: Tensor, out: int, width: int) -> Tensor:
     """(out, width) with the values at their indices (2, k)."""
+    return (
+        values.new_zeros(out * width).scatter(0, _places(indices, width), values).view(out, width)
+    )
+
+
+def _places(indices: Tensor, width: int) -> Tensor:
     rows, columns = indices.long()
-    return values.new_zeros(out * width).scatter(0, rows * width + columns, values).view(out, width)
+    return rows * width + columns
 
 
 def outside(indices: Tensor, site: Site) -> str | None:

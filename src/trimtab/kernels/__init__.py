@@ -1,4 +1,5 @@
 """Fused implementations of laws. Importing this package registers them; see `core/kernel.py`."""
 
 from trimtab.core.kernel import disabled as disabled
+from trimtab.kernels import dense as dense
 from trimtab.kernels import lora as lora

@@ -13,12 +13,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.core.delta import Delta
 from trimtab.core.kernel import Kernel, register
 from trimtab.core.operator import Base, Operator
-from trimtab.core.watch import contiguous_input
+from trimtab.kernels.plain import plain, rows
 from trimtab.methods.lora import LoRA
 
 
@@ -56,40 +56,16 @@ class LoRALinear(torch.autograd.Function):
 
 
 def _applies(delta: Delta, x: Tensor, inner: Operator) -> bool:
-    """On a plain frozen linear map in the dtype of its input, where dropout is off."""
-    if not isinstance(inner, Base) or type(inner.module) is not nn.Linear:
-        return False
-    module, method = inner.module, delta.method
-    return (
-        x.dtype == module.weight.dtype
-        and type(module.weight) is nn.Parameter  # a quantised or sharded one multiplies by itself
-        and not any(p.requires_grad for p in module.parameters(recurse=False))
-        and not (method.dropout and delta.training)  # type: ignore[attr-defined]
-        and not torch.is_autocast_enabled(x.device.type)
-        and not torch._C._are_functorch_transforms_active()  # vmap, torch.func.grad
-        and _bare(module)
-    )
-
-
-def _bare(module: nn.Module) -> bool:
-    """Whether calling the module does nothing but its product."""
-    return not (
-        module._forward_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or any(hook is not contiguous_input for hook in module._forward_pre_hooks.values())
-    )
+    """Where dropout is off."""
+    method: Any = delta.method
+    return plain(inner, x) and not (method.dropout and delta.training)
 
 
 def _run(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
     assert isinstance(inner, Base)
-    W, b = inner.module.weight, inner.module.bias
-    flat = x.reshape(-1, x.shape[-1])
-    flat = flat if flat.is_contiguous() else flat.contiguous()
     method: Any = delta.method
     A, B = method.factors(delta)
-    y = LoRALinear.apply(flat, W, b, A, B, method.scale)
+    y = LoRALinear.apply(rows(x), inner.module.weight, inner.module.bias, A, B, method.scale)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 

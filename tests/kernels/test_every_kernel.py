@@ -1,0 +1,96 @@
+"""Every fused implementation against the law that it accelerates, on one linear map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import cases
+import pytest
+import torch
+from torch import Tensor, nn
+
+import trimtab
+from trimtab.core import kernel
+from trimtab.core.method import Method
+
+METHODS = [method for method in cases.METHODS if type(method) in kernel._kernels]
+Found = list[Tensor]
+each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """Grows with every use of a kernel."""
+    seen: list[object] = []
+    find = kernel.find
+
+    def counted(*args: object) -> object:
+        found = find(*args)  # type: ignore[arg-type]
+        seen.extend([found] if found else [])
+        return found
+
+    monkeypatch.setattr(kernel, "find", counted)
+    return seen
+
+
+def adapted(method: Method, dtype: torch.dtype = torch.float32) -> nn.Module:
+    model = nn.Sequential(nn.Linear(48, 36)).to(dtype).train()
+    cases.perturb(trimtab.attach(model, method, "0"), by=0.1)
+    return model
+
+
+def run(model: nn.Module, x: Tensor, again: bool = False) -> Found:
+    """The output, the gradients of x and of all parameters; with `again` those of these gradients.
+    Laws that draw draw the same."""
+    torch.manual_seed(0)
+    x = x.detach().clone().requires_grad_()
+    y = model(x)
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+    loss = (y * y * weights).sum() + trimtab.penalty(model)
+    of = [x, *trimtab.parameters(model)]
+    found = list(torch.autograd.grad(loss, of, create_graph=again))
+    if again:
+        total = sum((gradient.square().sum() for gradient in found), torch.zeros((), dtype=y.dtype))
+        found += torch.autograd.grad(total, of)
+    return [y.detach(), *found]
+
+
+def without_kernels(call: Callable[[], Found]) -> Found:
+    with trimtab.kernels.disabled():
+        return call()
+
+
+@each_method
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+def test_it_equals_its_law(method: Method, again: bool, calls: list[object]) -> None:
+    """In double precision, to rounding; second derivatives too."""
+    model, x = adapted(method, torch.float64), torch.randn(2, 5, 48, dtype=torch.float64)
+    for parameter in trimtab.parameters(model):
+        parameter.data = parameter.data.double()
+    fused = run(model, x, again)
+    assert len(calls) == 1
+    for one, other in zip(fused, without_kernels(lambda: run(model, x, again)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+@each_method
+def test_it_is_near_the_exact_law_in_bf16(method: Method, calls: list[object]) -> None:
+    """As the law itself in bf16 is: masters and their gradients stay in fp32."""
+    model, x = adapted(method, torch.bfloat16).eval(), torch.randn(2, 40, 48).bfloat16()
+    fused = run(model, x)
+    assert len(calls) == 1
+    assert {tensor.dtype for tensor in fused[2:]} == {torch.float32}
+    exact = without_kernels(lambda: run(model.double(), x.double()))
+    for one, other in zip(fused, exact, strict=True):
+        near = torch.cosine_similarity(one.double().flatten(), other.double().flatten(), dim=0)
+        assert near > 0.998, tuple(one.shape)
+
+
+@each_method
+def test_it_starts_at_the_base(method: Method, calls: list[object]) -> None:
+    """Where its law does, to the bit and in half precision too."""
+    model, x = nn.Sequential(nn.Linear(48, 36)).bfloat16(), torch.randn(3, 48).bfloat16()
+    base = model(x)
+    trimtab.attach(model, method, "0")
+    assert torch.equal(model(x), base) or method.starts_at_base is not None
+    assert len(calls) == 1
