@@ -24,7 +24,6 @@ from trimtab.core.method import Method
 from trimtab.core.operator import Base, Operator
 from trimtab.core.values import Values
 from trimtab.kernels.plain import plain, rows
-from trimtab.methods.diff_pruning import DiffPruning
 from trimtab.methods.fish import Fish
 from trimtab.methods.fourierft import FourierFT
 from trimtab.methods.hira import HiRA
@@ -70,17 +69,7 @@ def _trains(delta: Delta) -> bool:
     return any(tensor.numel() for tensor in delta.parameters())
 
 
-def _kept(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
-    """Autograd keeps W': for laws that draw at each call."""
-    assert isinstance(inner, Base)
-    W = delta.method.affine(delta.values(x.dtype), inner.module.weight, None)[0]
-    return linear(x if x.is_contiguous() else x.contiguous(), W, inner.module.bias)
-
-
-def _again(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
-    """W' is made again, but for a compiler, which decides by itself what it keeps."""
-    if torch.compiler.is_compiling():
-        return _kept(delta, x, inner)
+def _run(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
     assert isinstance(inner, Base)
     W, method, p = inner.module.weight, delta.method, delta.values(x.dtype)
     names = list(p.tensors)
@@ -89,12 +78,21 @@ def _again(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
         same = Values(dict(zip(names, tensors, strict=True)), p.training, p.site, p.index, p.total)
         return method.affine(same, W, None)[0]
 
+    if torch.compiler.is_compiling():  # which decides by itself what is kept
+        return linear(x, matrix(*p.tensors.values()), inner.module.bias)
     y = DenseLinear.apply(rows(x), inner.module.bias, matrix, *p.tensors.values())
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-MADE_AGAIN: tuple[type[Method], ...] = (Fish, FourierFT, HiRA, LoHa, RandLoRA, SHiRA)
+def _tall(delta: Delta, x: Tensor, inner: Operator) -> bool:
+    """A product of tall factors costs more than two products with them where rows are few."""
+    out, width = inner.geometry.out_features, inner.geometry.in_features
+    n = x.numel() // max(1, x.shape[-1])
+    return n * (out + width) > 2 * out * width and _applies(delta, x, inner)
 
-for one in MADE_AGAIN:
-    register(one, Kernel("dense-linear", _applies, _again))
-register(DiffPruning, Kernel("dense-linear", _applies, _kept))
+
+DENSE: tuple[type[Method], ...] = (Fish, FourierFT, HiRA, LoHa, SHiRA)
+
+for one in DENSE:
+    register(one, Kernel("dense-linear", _applies, _run))
+register(RandLoRA, Kernel("dense-linear", _tall, _run))
