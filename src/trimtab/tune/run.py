@@ -17,7 +17,6 @@ from trimtab.core import registry
 from trimtab.core.adapter import Adapter
 from trimtab.core.errors import InputError
 from trimtab.core.heads import heads
-from trimtab.core.training import penalty
 from trimtab.data import Splits
 from trimtab.evaluate.predict import precision
 from trimtab.init import fisher
@@ -32,7 +31,9 @@ from trimtab.tune.session import (
     Session,
     check_digest,
     choose_attention,
+    choose_replicas,
     digest,
+    loss,
     narrow,
     note_truncation,
     open_session,
@@ -188,7 +189,9 @@ def _attach(work: Work) -> Adapter:
         _choose_places(work)
     if config.gradient_checkpointing:
         session.model.activation_checkpointing_enable({"use_reentrant": False})
-    choose_attention(session, _step(work, adapter))
+    batch = _middle(work)
+    choose_attention(session, _step(session, adapter, batch))
+    choose_replicas(session, batch)
     work.run.write_config(config)
     return adapter
 
@@ -236,21 +239,19 @@ def trained_whole(session: Session) -> list[str]:
     return whole
 
 
-def _step(work: Work, adapter: Adapter) -> Any:
-    """One training step on a batch of middling length, without an update: what is measured."""
-    session = work.session
-    examples = work.encoded["train"].examples
+def _middle(work: Work) -> dict[str, torch.Tensor]:
+    """A batch of middling length."""
+    session, examples = work.session, work.encoded["train"].examples
     middle, size = len(examples) // 2, session.config.batch_size
     batch = session.collate(examples[max(0, middle - size // 2) :][:size])
-    batch = {key: value.to(session.model.device) for key, value in batch.items()}
+    return {key: value.to(session.model.device) for key, value in batch.items()}
+
+
+def _step(session: Session, adapter: Adapter, batch: dict[str, torch.Tensor]) -> Any:
+    """One training step, without an update: what is measured."""
 
     def step() -> None:
-        session.model.train()
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        with precision(session.model.device, session.config.autocast):
-            outputs = session.model(**inputs)
-            loss = session.task.loss(outputs.logits, batch["labels"])
-            (loss + penalty(session.model)).backward()
+        loss(session)(session.model.train(), batch).backward()  # type: ignore[no-untyped-call]
         for parameter in adapter.parameters():
             parameter.grad = None
 

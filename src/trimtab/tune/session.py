@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimtab.core import registry
 from trimtab.core.errors import InputError
+from trimtab.core.training import penalty
 from trimtab.data import Splits, load
 from trimtab.evaluate.predict import logits, precision
 from trimtab.quant import quantise
 from trimtab.tasks import TextClassification, lookup
 from trimtab.tasks.text_classification import Encoded
-from trimtab.tune import demands, hardware, positions
+from trimtab.tune import demands, hardware, positions, replicas
 from trimtab.tune.config import Config
 
 EVAL_BATCH = 64
@@ -150,6 +151,29 @@ def choose_attention(session: Session, step: Callable[[], object]) -> None:
     session.model.set_attn_implementation(chosen)
     session.config.attention = chosen
     session.config.measured = {**session.config.measured, "attention_ms": took}
+
+
+def loss(session: Session) -> replicas.Loss:
+    """The task's loss of a model on a batch with its labels, with what the laws add to it."""
+
+    def of(model: nn.Module, batch: replicas.Batch) -> Tensor:
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        with precision(batch["labels"].device, session.config.autocast):
+            return session.task.loss(model(**inputs).logits, batch["labels"]) + penalty(model)
+
+    return of
+
+
+def choose_replicas(session: Session, batch: Mapping[str, Tensor]) -> None:
+    """Pin how many parts of a batch are computed side by side. A teacher is asked once for all of
+    it, and what a schedule changes stands in one model."""
+    config = session.config
+    if config.replicas is not None:
+        return
+    alone = config.method == "head" or config.recipe is not None or demands.pruned(config)
+    count, took = (1, {}) if alone else replicas.choose(session.model, batch, loss(session))
+    config.replicas = count
+    config.measured = {**config.measured, "replicas_ms": took}
 
 
 def settle_length(session: Session, rows: Any) -> None:

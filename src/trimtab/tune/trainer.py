@@ -20,6 +20,7 @@ from trimtab.core.adapter import Adapter, carries
 from trimtab.core.errors import TrimtabError
 from trimtab.core.training import grouped, penalty
 from trimtab.store.files import read_json, read_tensors, write_json, write_tensors
+from trimtab.tune.replicas import Replicas
 
 TENSORS = "adapter.safetensors"
 MEMORY = "memory.json"
@@ -125,10 +126,11 @@ class AdapterTrainer(Trainer):
         task: Any,
         memory: Memory,
         distiller: Any = None,
+        replicas: Replicas | None = None,
         **kwargs: Any,
     ) -> None:
         self.adapter, self.task, self.memory = adapter, task, memory
-        self.distiller = distiller
+        self.distiller, self.replicas = distiller, replicas
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss below is a mean over the micro-batch
 
@@ -154,14 +156,21 @@ class AdapterTrainer(Trainer):
             loss = loss + penalty(model)
         return (loss, {"logits": outputs.logits}) if return_outputs else loss
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        loss = self.backward(model, inputs, *args, **kwargs)
         # Reading the loss makes an accelerator wait, so that there it is read now and then.
         if loss.device.type == "cpu" or self.state.global_step % 10 == 0:
             value = loss.item()
             if not math.isfinite(value) or value > _DIVERGED:
                 raise self.diverged(value)
         return loss
+
+    def backward(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss of a micro-batch, its gradients added to the adapter's."""
+        if self.replicas is None:
+            return super().training_step(model, inputs, *args, **kwargs)
+        share = 1 / self.current_gradient_accumulation_steps
+        return self.replicas.backward(self._prepare_inputs(inputs), share)
 
     def diverged(self, loss: float) -> TrimtabError:
         return TrimtabError(

@@ -16,7 +16,8 @@ from trimtab.tasks.text_classification import Encoded
 from trimtab.tune import demands, features, hardware
 from trimtab.tune.config import Config
 from trimtab.tune.folder import Run
-from trimtab.tune.session import EVAL_BATCH, Session
+from trimtab.tune.replicas import Replicas
+from trimtab.tune.session import EVAL_BATCH, Session, loss
 
 _SAVES = 10  # checkpoints in a run, unless the user says otherwise
 _LOGS = 50
@@ -57,6 +58,7 @@ def train(
         session.config, run, len(data["train"]), tokens=through_model(session, cached)
     )
     schedules = [Schedule()] if through_model(session, cached) else []
+    replicas = _replicas(session, model, cached)
     loop = trainer.AdapterTrainer(
         model,
         arguments,
@@ -64,6 +66,7 @@ def train(
         task=session.task,
         memory=memory,
         distiller=session.distiller,
+        replicas=replicas,
         data_collator=collate,
         train_dataset=data["train"],
         eval_dataset=data["validation"],
@@ -77,6 +80,8 @@ def train(
             loop.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         bar.close()
+        if replicas is not None:
+            replicas.close()
     trainer.restore(adapter, trainer.best_folder(run.checkpoints))
     return memory, int(loop.state.num_input_tokens_seen)
 
@@ -84,6 +89,13 @@ def train(
 def through_model(session: Session, cached: object) -> bool:
     """Whether training runs through the whole model: head only runs on cached features instead."""
     return session.config.method != "head" or cached is None
+
+
+def _replicas(session: Session, model: nn.Module, cached: object) -> Replicas | None:
+    count = session.config.replicas or 1
+    if count == 1 or not through_model(session, cached):
+        return None
+    return Replicas(model, count, loss(session))
 
 
 def _material(

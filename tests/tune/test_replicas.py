@@ -1,0 +1,83 @@
+"""Parts of a batch side by side give the gradients of the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import cases
+import pytest
+import torch
+from torch import Tensor, nn
+
+import trimtab
+from trimtab.tune import replicas
+from trimtab.tune.replicas import Replicas
+
+ARCHITECTURE = cases.by_name("bert")
+
+
+def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    logits = model(input_ids=batch["input_ids"]).logits
+    return nn.functional.cross_entropy(logits, batch["labels"]) + trimtab.penalty(model)
+
+
+def made(method: trimtab.core.method.Method, rows: int) -> tuple[nn.Module, dict[str, Tensor]]:
+    model = ARCHITECTURE.model().train()
+    trimtab.attach(model, method)
+    ids = torch.randint(5, cases.VOCAB, (rows, 7))
+    return model, {"input_ids": ids, "labels": torch.arange(rows) % model.config.num_labels}
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    found = {name: gradient.clone() for name, gradient in cases.gradients(model).items()}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("rows", [8, 7, 1])
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_gradients_are_those_of_the_whole(count: int, rows: int) -> None:
+    """Of the whole batch and of its micro-batches; also after an optimizer's step."""
+    model, batch = made(trimtab.LoRA(), rows)
+    optimizer = torch.optim.AdamW(trimtab.parameters(model), lr=1e-2)
+    side_by_side = Replicas(model, count, loss)
+    for _ in range(3):
+        value = loss(model, batch)
+        value.backward()
+        expected = gradients(model)
+        for _ in range(2):
+            half = side_by_side.backward(batch, 0.5)
+            torch.testing.assert_close(half, value.detach() / 2)
+        found = {name: gradient.clone() for name, gradient in cases.gradients(model).items()}
+        assert found.keys() == expected.keys()
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+        optimizer.step()
+        optimizer.zero_grad()
+    side_by_side.close()
+
+
+def test_what_fails_in_a_part_is_raised() -> None:
+    model, batch = made(trimtab.LoRA(), 8)
+    side_by_side = Replicas(model, 2, loss)
+    batch["labels"][7] = 99
+    with pytest.raises(IndexError):
+        side_by_side.backward(batch)
+    side_by_side.close()
+
+
+def test_a_step_that_draws_stays_whole() -> None:
+    model, batch = made(trimtab.LoRA(dropout=0.1), 8)
+    assert replicas.choose(model, batch, loss) == (1, {})
+
+
+def test_choosing_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    model, batch = made(trimtab.LoRA(), 8)
+    before = cases.state(model)
+    count, took = replicas.choose(model, batch, loss)
+    assert took.keys() == {"1", "2"}
+    assert str(count) == min(took, key=lambda name: took[name])
+    assert not cases.gradients(model)
+    for name, tensor in cases.state(model).items():
+        assert torch.equal(tensor, before[name]), name
