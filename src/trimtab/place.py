@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trimtab import attention
-from trimtab.core import quantised, quantiser, stack, watch
+from trimtab.core import logits, quantised, quantiser, stack, watch
 from trimtab.core.adapter import RECORD, Adapter, Record
 from trimtab.core.delta import Delta, Tensors, params
 from trimtab.core.errors import InputError
@@ -281,6 +281,8 @@ def guard(model: nn.Module, record: Record) -> None:
     model.register_forward_hook(watch.PinVersion(record.switch), always_call=True)
     if hasattr(model, "get_output_embeddings"):
         model.register_forward_hook(watch.OutputSkipped())
+        if type(head := plain(model.get_output_embeddings())) is nn.Linear:
+            head.register_forward_pre_hook(logits.HoldBack())
     for _, module in walk(model):
         module = plain(module)
         if geometry(module).kind == "linear":
@@ -351,6 +353,7 @@ HOOKS: tuple[Any, ...] = (
         watch.PinStack,
         watch.NoticeSkipped,
         watch.OutputSkipped,
+        logits.HoldBack,
         watch.InputGradients,
     ),
     *(watch.StackGradients, watch.contiguous_input, quantised.KeepBias, quantised.PassGradient),

@@ -49,6 +49,10 @@ def find(delta: Delta, x: Tensor, inner: Operator) -> Run | None:
     return None
 
 
+def enabled() -> bool:
+    return _enabled
+
+
 @contextlib.contextmanager
 def disabled() -> Iterator[None]:
     """Evaluate the laws themselves within this block."""

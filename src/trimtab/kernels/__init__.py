@@ -1,5 +1,6 @@
 """Fused implementations of laws. Importing this package registers them; see `core/kernel.py`."""
 
 from trimtab.core.kernel import disabled as disabled
+from trimtab.kernels import cross_entropy as cross_entropy
 from trimtab.kernels import dense as dense
 from trimtab.kernels import lora as lora

@@ -7,6 +7,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from trimtab.core.logits import HoldBack
 from trimtab.core.operator import Base, Operator
 from trimtab.core.watch import contiguous_input
 
@@ -34,7 +35,10 @@ def _bare(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or any(hook is not contiguous_input for hook in module._forward_pre_hooks.values())
+        or any(
+            hook is not contiguous_input and not isinstance(hook, HoldBack)
+            for hook in module._forward_pre_hooks.values()
+        )
     )
 
 

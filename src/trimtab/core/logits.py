@@ -1,0 +1,241 @@
+"""The logits of a frozen output head, not multiplied out until something asks for numbers.
+
+A language model's loss needs of them one number a position; as tensors they are the largest of a
+training step. `F.cross_entropy` of `Logits` goes to a kernel that takes them row by row
+(`kernels/cross_entropy.py`), whoever calls it: the model itself, a trainer, a loop of one's own.
+Any other use sees the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear
+from torch.utils._pytree import tree_map
+
+from trimtab.core import kernel
+from trimtab.core.errors import StateError
+
+LEAST = 1024  # classes from which it is worth while
+
+Head = tuple[Tensor, Tensor | None]
+losses: list[Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]] = []
+"""h (n, d), W (V, d), b (V,) or None, labels (n,) -> losses (n,); the last one is asked."""
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which a loss is taken."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class HoldBack:
+    """Before the output head: in training its product waits."""
+
+    def __call__(self, module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        h = args[0] if args else None
+        return (Hidden(h), *args[1:]) if isinstance(h, Tensor) and _worth(module, h) else None
+
+
+def _worth(head: Any, h: Tensor) -> bool:
+    weights = [head.weight] if head.bias is None else [head.weight, head.bias]
+    return (
+        bool(losses)
+        and kernel.enabled()
+        and head.training
+        and torch.is_grad_enabled()
+        and h.requires_grad
+        and len(head.weight) >= LEAST
+        and all(type(w) is nn.Parameter and not w.requires_grad for w in weights)
+        and all(w.dtype == h.dtype for w in weights)
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled(h.device.type)
+        and not torch._C._are_functorch_transforms_active()
+        and not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    )
+
+
+class Waiting(Tensor):
+    """A tensor that holds others in the place of numbers. Every use in Python asks the subclass."""
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        raise StateError(
+            f"{function} was called past Python on logits that are not multiplied out: within "
+            "`with trimtab.kernels.disabled()` the model gives plain ones"
+        )
+
+
+class Hidden(Waiting):
+    """The head's input, whose product with the head's weights waits."""
+
+    h: Tensor
+
+    @staticmethod
+    def __new__(cls, h: Tensor) -> Hidden:
+        self: Hidden = Tensor._make_wrapper_subclass(cls, h.shape, dtype=h.dtype, device=h.device)
+        self.h = h
+        return self
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is linear and isinstance(args[0], Hidden) and len(args) == 3 and not kwargs:
+            return Logits(args[0].h, (args[1], args[2]))
+        args, kwargs = tree_map(_plain, (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+
+def _plain(one: Any) -> Any:
+    if isinstance(one, Logits):
+        return one.numbers()
+    return one.h if isinstance(one, Hidden) else one
+
+
+class Logits(Waiting):
+    """h Wᵀ + b for h (…, d), of shape (…, V); `dtype` is what it was cast to."""
+
+    h: Tensor
+    head: Head
+    known: Tensor | None
+
+    @staticmethod
+    def __new__(cls, h: Tensor, head: Head, dtype: torch.dtype | None = None) -> Logits:
+        shape = (*h.shape[:-1], len(head[0]))
+        self: Logits = Tensor._make_wrapper_subclass(
+            cls, shape, dtype=dtype or h.dtype, device=h.device
+        )
+        self.h, self.head, self.known = h, head, None
+        return self
+
+    def numbers(self) -> Tensor:
+        """The logits themselves."""
+        if self.known is None:
+            self.known = linear(self.h.contiguous(), *self.head).to(own(self, "dtype"))
+        return self.known
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in _KNOWN and isinstance(args[0], cls) and args[0].known is None:
+            found = _KNOWN[function](*args, **kwargs)
+            if found is not NotImplemented:
+                return found
+        args, kwargs = tree_map(_plain, (args, kwargs))
+        return function(*args, **kwargs)
+
+
+def own(logits: Logits, name: str) -> Any:
+    """A fact of the tensor that needs no numbers."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return getattr(logits, name)
+
+
+def _loss(
+    logits: Logits,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Any:
+    """`F.cross_entropy` of (n, V) and class numbers (n,); anything else takes the numbers."""
+    plain = weight is None and size_average is None and reduce is None and not label_smoothing
+    dtype = own(logits, "dtype")
+    if not plain or logits.h.ndim != 2 or target.ndim != 1 or dtype != wide(logits.h.dtype):
+        return NotImplemented
+    index = (target != ignore_index).nonzero()[:, 0]
+    labels = target[index]
+    if len(target) != len(logits.h) or not len(index) or not _within(labels, len(logits.head[0])):
+        return NotImplemented  # whose error, or whose nan, is torch's own
+    h = logits.h if len(index) == len(target) else logits.h[index]
+    each = losses[-1](h, *logits.head, labels)
+    if reduction == "none":
+        return each.new_zeros(len(target)).index_put((index,), each)
+    return each.sum() if reduction == "sum" else each.mean()
+
+
+def _within(labels: Tensor, count: int) -> bool:
+    return bool((labels >= 0).all()) and bool((labels < count).all())
+
+
+def _cast(logits: Logits, dtype: torch.dtype) -> Logits:
+    return Logits(logits.h, logits.head, dtype)
+
+
+def _float(logits: Logits, **options: Any) -> Any:
+    return NotImplemented if options else _cast(logits, torch.float32)
+
+
+def _to(logits: Logits, *args: Any, **options: Any) -> Any:
+    plain = len(args) == 1 and isinstance(args[0], torch.dtype) and not options
+    return _cast(logits, args[0]) if plain and args[0].is_floating_point else NotImplemented
+
+
+def _shaped(logits: Logits, *shape: Any) -> Any:
+    """A view that leaves the vocabulary alone."""
+    sizes = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+    if not sizes or not all(isinstance(size, int) for size in sizes):
+        return NotImplemented
+    if sizes[-1] != len(logits.head[0]):
+        return NotImplemented
+    h = logits.h.reshape(*sizes[:-1], logits.h.shape[-1])
+    return Logits(h, logits.head, own(logits, "dtype"))
+
+
+def _rows(logits: Logits, index: Any) -> Any:
+    """Slices of leading dimensions: `logits[..., :-1, :]`, `logits[:, :-1]`."""
+    parts = index if isinstance(index, tuple) else (index,)
+    whole = (slice(None), slice(None, None, None))
+    if not all(part is Ellipsis or isinstance(part, slice) for part in parts):
+        return NotImplemented
+    reaches = Ellipsis in parts or len(parts) == logits.h.ndim
+    if reaches and parts[-1] is not Ellipsis and parts[-1] not in whole:
+        return NotImplemented
+    return Logits(logits.h[index], logits.head, own(logits, "dtype"))
+
+
+def _same(logits: Logits, **options: Any) -> Any:
+    return NotImplemented if options else logits
+
+
+def _fact(name: str) -> Callable[..., Any]:
+    def fact(logits: Logits, *args: Any) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            found = getattr(logits, name)
+            return found(*args) if callable(found) else found
+
+    return fact
+
+
+def _of_input(name: str) -> Callable[..., Any]:
+    return lambda logits: getattr(logits.h, name)
+
+
+_KNOWN: dict[Any, Callable[..., Any]] = {
+    cross_entropy: _loss,
+    Tensor.float: _float,
+    Tensor.to: _to,
+    Tensor.view: _shaped,
+    Tensor.reshape: _shaped,
+    Tensor.__getitem__: _rows,
+    Tensor.contiguous: _same,
+    Tensor.shape.__get__: _fact("shape"),  # type: ignore[attr-defined]
+    Tensor.dtype.__get__: _fact("dtype"),  # type: ignore[attr-defined]
+    Tensor.device.__get__: _fact("device"),  # type: ignore[attr-defined]
+    Tensor.ndim.__get__: _fact("ndim"),  # type: ignore[attr-defined]
+    Tensor.requires_grad.__get__: _of_input("requires_grad"),  # type: ignore[attr-defined]
+    Tensor.grad_fn.__get__: _of_input("grad_fn"),  # type: ignore[attr-defined]
+    Tensor.size: _fact("size"),
+    Tensor.dim: _fact("dim"),
+    Tensor.is_floating_point: _fact("is_floating_point"),
+}

@@ -1,0 +1,48 @@
+"""Cross entropy over a large vocabulary that never holds the logits.
+
+    L = log Σ_v exp(z_v) - z_y,   z = h Wᵀ + b,   ∂L/∂h = softmax(z) W - w_y
+
+Rows are taken in chunks, with the gradient of the input computed on the way; rows whose label is
+ignored are never multiplied. No gradient of the weights is formed: they are frozen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from trimtab.core import logits
+
+_CHUNK = 4 << 20  # logits in a chunk: 16 MiB in fp32
+
+
+class CrossEntropy(torch.autograd.Function):
+    """h (n, d), W (V, d), b (V,) or None, labels (n,) all within V -> losses (n,) in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, W: Tensor, b: Tensor | None, labels: Tensor) -> Tensor:
+        losses, dh = h.new_empty(len(h), dtype=logits.wide(h.dtype)), torch.empty_like(h)
+        for rows in torch.arange(len(h), device=h.device).split(max(1, _CHUNK // len(W))):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            z = linear(h[part], W, b).to(losses.dtype)
+            y = labels[part, None]
+            lse = z.logsumexp(-1, keepdim=True)
+            losses[part] = (lse - z.gather(-1, y))[:, 0]
+            if ctx.needs_input_grad[0]:
+                p = z.sub_(lse).exp_()
+                p.scatter_add_(-1, y, torch.full_like(lse, -1.0))
+                dh[part] = p.to(h.dtype) @ W
+        ctx.save_for_backward(dh)
+        return losses
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (dh,) = ctx.saved_tensors
+        return dh * dy[:, None].to(dh.dtype), None, None, None
+
+
+logits.losses.append(CrossEntropy.apply)
