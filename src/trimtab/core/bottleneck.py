@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trimtab.core.errors import InputError
-from trimtab.core.method import Intervention, Param, Values
+from trimtab.core.method import Intervention, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
@@ -27,19 +27,26 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Bottleneck(Intervention):
-    """added(z) = scale (U σ(D z + d) + u), of a width m.
+    """added(z) = s (U σ(D z + d) + u), of a width m.
 
-    m is `width`, or the site's own divided by `reduction` where that is given. U starts at zero,
-    unless `init_std` asks for the near-identity of Houlsby 2019: D and U from a normal
-    distribution of that deviation, cut at two of them.
+    U starts at zero, unless `init_std` asks for the near-identity of Houlsby 2019: D and U from a
+    normal distribution of that deviation, cut at two of them.
     """
 
-    width: int = 64
-    reduction: float | None = None
-    activation: str = "relu"
-    scale: float = 1.0
-    dropout: float = 0.0
-    init_std: float = 0.0
+    width: int = option(64, "m, the features inside the bottleneck")
+    reduction: float | None = option(
+        None,
+        "the site's features over the bottleneck's, d / m, in the place of `width`; None: `width`",
+    )
+    activation: str = option(
+        "relu", 'σ: "relu", "gelu", "silu", "tanh", "leaky_relu" or "identity"'
+    )
+    scale: float = option(1.0, "s, by which what is added is multiplied")
+    dropout: float = option(0.0, "share of σ's outputs left out in training, in [0, 1)")
+    init_std: float = option(
+        0.0,
+        "standard deviation of D and U at the start; 0: U is zero, so that it starts at the base",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

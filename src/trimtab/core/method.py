@@ -17,6 +17,7 @@ from trimtab.core.names import Fields as Fields
 from trimtab.core.names import Form as Form
 from trimtab.core.names import Names as Names
 from trimtab.core.operator import Operator, Patches, dropout, linear, multiplied
+from trimtab.core.options import option as option
 from trimtab.core.registry import check, frozen, register
 from trimtab.core.site import Geometry, Site, peculiar
 from trimtab.core.values import Param as Param
@@ -166,11 +167,13 @@ def _with(p: Values, tensors: Mapping[str, Tensor]) -> Values:
 
 @dataclass(frozen=True, kw_only=True)
 class Additive(Method):
-    """W' = W + delta(p). `dropout` acts on the input of the added part, while training."""
+    """W' = W + delta(p)."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"linear", "embedding", "conv"})
 
-    dropout: float = 0.0
+    dropout: float = option(
+        0.0, "share of the input that the added part leaves out in training, in [0, 1)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -230,17 +233,16 @@ class Intervention(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt(Method):
-    """Trained embeddings before the input, at the stack that owns the input embedding.
-
-    `keep` leaves their positions in the stack's output, where a classifier or a decoder may read
-    them; by default only an encoder with a decoder keeps them.
-    """
+    """Trained embeddings before the input, at the stack that owns the input embedding."""
 
     targets: ClassVar[tuple[str, ...]] = ("input",)
     kinds: ClassVar[frozenset[str]] = frozenset({"stack"})
     starts_at_base: ClassVar[str | None] = "every position attends to the prompt"
 
-    keep: bool | None = None
+    keep: bool | None = option(
+        None,
+        "the prompt's positions stay in the stack's output; None: only where a decoder reads it",
+    )
 
     @abstractmethod
     def extend(self, p: Values, call: Call) -> Tensor:
@@ -294,14 +296,16 @@ class Prefix(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Combine(Method):
-    """Over what other adapters make of a site: `over` names them, and they stay as they are."""
+    """Over what other adapters make of a site; they stay as they are."""
 
     targets: ClassVar[tuple[str, ...]] = ()
     kinds: ClassVar[frozenset[str]] = frozenset({"linear", "embedding", "conv", "block", "stack"})
     needs: ClassVar[frozenset[str]] = frozenset({"over"})
     trains_parts: ClassVar[bool] = False
 
-    over: tuple[str, ...] = ()
+    over: tuple[str, ...] = option(
+        (), "names of the adapters that it combines, each attached before"
+    )
 
     @abstractmethod
     def combine(self, p: Values, x: Tensor, y: Tensor, parts: list[Tensor], call: Call) -> Tensor:

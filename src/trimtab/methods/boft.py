@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
-from trimtab.core.method import Names, Param, Transform, Values
+from trimtab.core.method import Names, Param, Transform, Values, option
 from trimtab.core.operator import Operator, Patches, linear
 from trimtab.core.rotation import butterfly, cayley, width
 from trimtab.core.site import Site
@@ -31,18 +31,19 @@ from trimtab.methods._peft_boft import BOFT_NAMES
 
 @dataclass(frozen=True, kw_only=True)
 class BOFT(Transform):
-    """A butterfly of `factors` rotations, in blocks of `block` features or in `blocks` of them, and
-    a scale of each output. `dropout` leaves out that share of one factor's blocks in training."""
+    """A butterfly of rotations in blocks, and a scale of each output."""
 
     name = "boft"
     paper = "arXiv:2311.06243"
     kinds = frozenset({"linear", "embedding", "conv"})
     hf: ClassVar[Names | None] = BOFT_NAMES
 
-    block: int = 4
-    blocks: int = 0
-    factors: int = 1
-    dropout: float = 0.0
+    block: int = option(
+        4, "b, features in a block: even for more than one factor; must divide the width"
+    )
+    blocks: int = option(0, "blocks in the place of their size; 0: `block` counts")
+    factors: int = option(1, "m, sparse rotations one after another")
+    dropout: float = option(0.0, "share of one factor's blocks left out in training, in [0, 1)")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,7 @@ from torch import Tensor
 from trimtab.core.bottleneck import Bottleneck
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
-from trimtab.core.method import Param, Values
+from trimtab.core.method import Param, Values, option
 from trimtab.core.operator import Operator, linear
 from trimtab.core.site import Site
 
@@ -38,9 +38,9 @@ class CoDA(Bottleneck):
     kinds = frozenset({"block"})
     starts_at_base = "only some of the tokens go through each block"
 
-    of: float = 3.0
-    epsilon: float = 1.0
-    steps: int = 20
+    of: float = option(3.0, "tokens of which one goes through each block: n / k, at least 1")
+    epsilon: float = option(1.0, "ε, weight of the entropy of λ: the larger, the softer the choice")
+    steps: int = option(20, "iterations that find λ; the smaller ε, the more it takes")
 
     def __post_init__(self) -> None:
         super().__post_init__()

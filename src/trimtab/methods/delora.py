@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.lowrank import difference
-from trimtab.core.method import Additive, Method, Names, Param, Values
+from trimtab.core.method import Additive, Method, Names, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 from trimtab.methods._peft_delora import DELORA_NAMES, SHORT, unanchored
@@ -30,19 +30,19 @@ from trimtab.methods._peft_delora import DELORA_NAMES, SHORT, unanchored
 
 @dataclass(frozen=True, kw_only=True)
 class DeLoRA(Additive):
-    """A low-rank update of normalised directions, whose trained bound λ starts at `strength`.
-
-    Not `anchored`, nothing is taken off and B starts at zero, as HF PEFT has it: a norm below 1e-4
-    counts as that, so that the first step turns B to the full strength."""
+    """A low-rank update of normalised directions under a trained bound. Not `anchored`, a norm
+    below 1e-4 counts as that, so that the first step turns B to the full strength."""
 
     name = "delora"
     paper = "arXiv:2503.18225"
     learning_rate = 1e-3
     hf: ClassVar[Names | None] = DELORA_NAMES
 
-    rank: int = 8
-    strength: float = 15.0
-    anchored: bool = True
+    rank: int = option(8, "r, the rows of A and the columns of B")
+    strength: float = option(15.0, "λ₀, where the trained bound λ starts")
+    anchored: bool = option(
+        True, "take off what the start makes; False: B starts at zero, as in HF PEFT"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

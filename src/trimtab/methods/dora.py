@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trimtab.core.call import Call
 from trimtab.core.lowrank import LowRank
-from trimtab.core.method import Names, Param, Transform, Values
+from trimtab.core.method import Names, Param, Transform, Values, option
 from trimtab.core.operator import Operator, Patches, dropout, linear
 from trimtab.core.site import Site
 
@@ -58,7 +58,9 @@ class DoRA(LowRank, Transform):
         starts=("pissa", "olora"),
     )
 
-    dropout: float = 0.0
+    dropout: float = option(
+        0.0, "share of the input that the low-rank part leaves out in training, in [0, 1)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

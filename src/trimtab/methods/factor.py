@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trimtab.core.call import Call
 from trimtab.core.lowrank import difference
-from trimtab.core.method import Method, Param, Transform, Values
+from trimtab.core.method import Method, Param, Transform, Values, option
 from trimtab.core.operator import Operator, Patches, linear
 from trimtab.core.registry import build
 from trimtab.core.site import Site
@@ -28,17 +28,20 @@ from trimtab.core.site import Site
 
 @dataclass(frozen=True, kw_only=True)
 class Factor(Transform):
-    """The leading `rank` singular triplets of W, as two trained factors; with `energy` as many as
-    hold that share of the squared singular values. `residual` is "frozen" or "dropped"."""
+    """The leading singular triplets of W, as two trained factors."""
 
     name = "factor"
     paper = "arXiv:2404.02948"
     kinds = frozenset({"linear", "embedding", "conv"})
     learning_rate = 2e-4
 
-    rank: int = 16
-    energy: float = 0.0
-    residual: str = "frozen"
+    rank: int = option(16, "r, singular triplets that train")
+    energy: float = option(
+        0.0, "share of the squared singular values to hold, in the place of `rank`; 0: `rank`"
+    )
+    residual: str = option(
+        "frozen", 'what is beyond the triplets: "frozen", or "dropped" for compression'
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.call import Call
-from trimtab.core.method import Names, Param, Transform, Values
+from trimtab.core.method import Names, Param, Transform, Values, option
 from trimtab.core.names import padded_otherwise
 from trimtab.core.operator import Operator, dropout, linear
 from trimtab.core.site import Geometry, Site
@@ -33,8 +33,7 @@ def _differs(method: Transform, geometry: Geometry, module: nn.Module) -> str | 
 
 @dataclass(frozen=True, kw_only=True)
 class HiRA(Transform):
-    """Every weight is scaled by its own number; these make a matrix of low `rank`. `dropout` acts
-    on the input of the change."""
+    """Every weight is scaled by its own number; these make a matrix of low rank."""
 
     name = "hira"
     paper = "openreview:TwJrTz9cRS"
@@ -54,8 +53,10 @@ class HiRA(Transform):
         differs=_differs,
     )
 
-    rank: int = 32
-    dropout: float = 0.0
+    rank: int = option(32, "r, the rows of A and the columns of B")
+    dropout: float = option(
+        0.0, "share of the input that the change leaves out in training, in [0, 1)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

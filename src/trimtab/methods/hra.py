@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.call import Call
-from trimtab.core.method import Names, Param, Transform, Values
+from trimtab.core.method import Names, Param, Transform, Values, option
 from trimtab.core.operator import Operator, Patches
 from trimtab.core.rotation import reflection, reflections, width
 from trimtab.core.site import Site
@@ -29,8 +29,7 @@ from trimtab.core.site import Site
 
 @dataclass(frozen=True, kw_only=True)
 class HRA(Transform):
-    """A chain of `rank` reflections. `orthogonality` weighs a penalty that draws their directions
-    to be orthogonal (the paper's λ); `gram_schmidt` makes them so (λ = ∞)."""
+    """A chain of reflections, whose directions may be drawn to be orthogonal."""
 
     name = "hra"
     paper = "arXiv:2405.17484"
@@ -44,9 +43,13 @@ class HRA(Transform):
         patterns=(),
     )
 
-    rank: int = 8
-    orthogonality: float = 0.0
-    gram_schmidt: bool = False
+    rank: int = option(8, "r, reflections in the chain; even, so that it starts at the base")
+    orthogonality: float = option(
+        0.0, "λ, weight of the penalty ‖UᵀU - I‖² on directions of length one"
+    )
+    gram_schmidt: bool = option(
+        False, "make the directions orthogonal (λ = ∞): it does not start at the base"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,24 +25,23 @@ from torch.nn import functional as F
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
 from trimtab.core.layout import runs
-from trimtab.core.method import Beside, Param, Values
+from trimtab.core.method import Beside, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knowledge(Beside):
-    """An adapter that reads the `reads` blocks spread from the first to the last, with `layers`
-    transformer layers of `width` and `heads` at each. It starts at the base."""
+    """An adapter beside the base, with transformer layers of its own. It starts at the base."""
 
     name = "knowledge"
     paper = "arXiv:2002.01808"
     learning_rate = 1e-4
 
-    reads: int = 3
-    width: int = 64
-    layers: int = 2
-    heads: int = 4
+    reads: int = option(3, "m, blocks that it reads, spread from the first to the last")
+    width: int = option(64, "features inside it, a multiple of `heads`")
+    layers: int = option(2, "narrow transformer layers at each block that it reads")
+    heads: int = option(4, "attention heads of those layers")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.method import Additive, Names, Param, Values
+from trimtab.core.method import Additive, Names, Param, Values, option
 from trimtab.core.operator import Patches, linear
 from trimtab.core.site import Site
 from trimtab.methods._peft_lokr import LOKR_NAMES
@@ -27,21 +27,18 @@ from trimtab.methods._peft_lokr import LOKR_NAMES
 
 @dataclass(frozen=True, kw_only=True)
 class LoKr(Additive):
-    """A Kronecker product, scaled by `alpha` / `rank`. C has at most `factor` rows and columns, and
-    about the square root of the widths with -1. `both`: C is of low rank too. `tucker`: a
-    convolution's D is a core (r, r, kernel) between two factors.
-    """
+    """A Kronecker product of two small matrices, of which one or both may be of low rank."""
 
     name = "lokr"
     paper = "arXiv:2309.14859"
     learning_rate = 1e-3
     hf: ClassVar[Names | None] = LOKR_NAMES
 
-    rank: int = 8
-    alpha: float = 8.0
-    factor: int = -1
-    both: bool = False
-    tucker: bool = False
+    rank: int = option(8, "r of D's own factors, where that is less than half its larger side")
+    alpha: float = option(8.0, "numerator of the scale alpha / r")
+    factor: int = option(-1, "most rows and columns of C; -1: about the square root of the widths")
+    both: bool = option(False, "C is of rank r too, where that is less than half its larger side")
+    tucker: bool = option(False, "a convolution's D is a core (r, r, kernel) between two factors")
 
     def __post_init__(self) -> None:
         super().__post_init__()

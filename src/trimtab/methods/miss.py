@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trimtab.core.call import Call
-from trimtab.core.method import Additive, Fields, Names, Param, Values
+from trimtab.core.method import Additive, Fields, Names, Param, Values, option
 from trimtab.core.operator import Operator, Patches, linear, multiplied
 from trimtab.core.site import Site
 
@@ -40,8 +40,7 @@ def _write(method: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class MiSS(Additive):
-    """A shard of `rank` columns shared along the input. `form`: "balance", "mini" (with a period of
-    `mini` along the output) or "bat". `start`: "zeros" or, of "balance", "kaiming_uniform"."""
+    """A shard of a few columns, shared along the input."""
 
     name = "miss"
     paper = "arXiv:2409.15371"
@@ -55,10 +54,10 @@ class MiSS(Additive):
         more=Fields(("init_weights",), _read, _write),
     )
 
-    rank: int = 16
-    form: str = "balance"
-    mini: int = 1
-    start: str = "zeros"
+    rank: int = option(16, "r, columns of the shard, at most the input's width")
+    form: str = option("balance", 'D: "balance" (r, out), "mini" (r, mini), "bat" (out / r, r, r)')
+    mini: int = option(1, 'columns of D in the form "mini", which repeat along the output')
+    start: str = option("zeros", 'D at the start: "zeros" or, of "balance", "kaiming_uniform"')
 
     def __post_init__(self) -> None:
         super().__post_init__()

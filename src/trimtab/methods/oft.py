@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
-from trimtab.core.method import Names, Param, Transform, Values
+from trimtab.core.method import Names, Param, Transform, Values, option
 from trimtab.core.operator import Operator, Patches
 from trimtab.core.rotation import cayley, cayley_neumann, skew, turned, width
 from trimtab.core.site import Site
@@ -30,23 +30,21 @@ from trimtab.methods._peft_oft import OFT_NAMES
 
 @dataclass(frozen=True, kw_only=True)
 class OFT(Transform):
-    """Rotations in blocks of `block` features, or in `blocks` of them; the nearest divisor of the
-    width is taken. `share`: one rotation for all.
-
-    `neumann`: terms of a series instead of the inverse, for the rotation the other way round. `eps`
-    bounds the size of S (COFT). `dropout` leaves out that share of the blocks in training."""
+    """Rotations of the input in blocks of features."""
 
     name = "oft"
     paper = "arXiv:2306.07280"
     kinds = frozenset({"linear", "embedding", "conv"})
     hf: ClassVar[Names | None] = OFT_NAMES
 
-    block: int = 32
-    blocks: int = 0
-    share: bool = False
-    neumann: int = 0
-    eps: float = 0.0
-    dropout: float = 0.0
+    block: int = option(32, "b, features in a block; the nearest divisor of the width is taken")
+    blocks: int = option(0, "blocks in the place of their size; 0: `block` counts")
+    share: bool = option(False, "one rotation for all blocks")
+    neumann: int = option(
+        0, "terms of a series in the place of the inverse, which turns the other way; 0: exact"
+    )
+    eps: float = option(0.0, "ε, bound of each block's change, ‖S_i‖ ≤ ε / √blocks (COFT); 0: none")
+    dropout: float = option(0.0, "share of the blocks left out in training, in [0, 1)")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,17 +21,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.method import Additive, Names, Param, Values
+from trimtab.core.method import Additive, Names, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandLoRA(Additive):
-    """A sum of scaled random matrices of `rank`, as many as make full rank: the lower the rank, the
-    more is trained. `sparse`: the random numbers are -1, 0 and 1, of which two thirds are 0;
-    `very_sparse`: almost all.
-    """
+    """A sum of scaled random matrices of low rank, as many as make full rank."""
 
     name = "randlora"
     paper = "arXiv:2502.00987"
@@ -56,11 +53,13 @@ class RandLoRA(Additive):
         saved="save_projection",
     )
 
-    rank: int = 32
-    alpha: float = 640.0
-    sparse: bool = False
-    very_sparse: bool = False
-    seed: int = 0
+    rank: int = option(
+        32, "r of each random matrix: the lower, the more of them and the more is trained"
+    )
+    alpha: float = option(640.0, "numerator of the scale alpha / r")
+    sparse: bool = option(False, "random numbers are -1, 0 or 1, of which two thirds are 0")
+    very_sparse: bool = option(False, "as `sparse`, with all but 1 / √(smaller side) of them 0")
+    seed: int = option(0, "seed of the random matrices A and Bⱼ")
 
     def __post_init__(self) -> None:
         super().__post_init__()

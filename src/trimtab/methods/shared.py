@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.method import Additive, Names, Param, Values
+from trimtab.core.method import Additive, Names, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 from trimtab.methods._peft_unilora import UNILORA_NAMES
@@ -29,8 +29,7 @@ from trimtab.methods._peft_unilora import UNILORA_NAMES
 
 @dataclass(frozen=True, kw_only=True)
 class Shared(Additive):
-    """Low-rank updates made of one short vector of `length` numbers, which starts uniform within
-    ±`bound`."""
+    """Low-rank updates whose numbers are all taken from one short vector."""
 
     name = "shared"
     paper = "arXiv:2506.00799"
@@ -38,11 +37,13 @@ class Shared(Additive):
     starts_at_base: ClassVar[str | None] = "its factors are made of one vector that is not zero"
     hf: ClassVar[Names | None] = UNILORA_NAMES
 
-    rank: int = 4
-    length: int = 256
-    hashed: bool = False
-    bound: float = 0.02
-    seed: int = 42
+    rank: int = option(4, "r, the rows of A and the columns of B")
+    length: int = option(256, "d, numbers that train, of all sites together")
+    hashed: bool = option(
+        False, "draw each index by itself, where otherwise all are used as evenly as can be"
+    )
+    bound: float = option(0.02, "θ starts uniform within ± this")
+    seed: int = option(42, "seed of the indices")
 
     def __post_init__(self) -> None:
         super().__post_init__()

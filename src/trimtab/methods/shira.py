@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from trimtab.core.errors import InputError
-from trimtab.core.method import Fields, Names
+from trimtab.core.method import Fields, Names, option
 from trimtab.core.site import Site
 from trimtab.core.sparse import Sparse, drawn, largest
 
@@ -42,9 +42,9 @@ def _write(method: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class SHiRA(Sparse):
-    """`mask`: "random" places, drawn from `seed`; those of largest "magnitude" in the base; or all
-    that are "nonzero" there, whatever the rank: what a pruned model trains while its zeros stay.
-    "data" are places that `trimtab.init.fisher` chose, or another library."""
+    """Trained values at fixed places: "random" ones; those of largest "magnitude" in the base; or
+    all that are "nonzero" there, so that a pruned model keeps its zeros. "data" are places that
+    `trimtab.init.fisher` chose, or another library."""
 
     name = "shira"
     paper = "arXiv:2406.13175"
@@ -57,9 +57,13 @@ class SHiRA(Sparse):
         more=Fields(("mask_type",), _read, _write),
     )
 
-    rank: int = 8
-    mask: str = "random"
-    seed: int | None = None
+    rank: int = option(8, "r: a site trains r (in + out) values, as LoRA of that rank")
+    mask: str = option(
+        "random", 'which values: "random", "magnitude", "nonzero" (whatever r) or "data"'
+    )
+    seed: int | None = option(
+        None, 'seed of the places of mask="random"; None: always the same places'
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
