@@ -115,7 +115,7 @@ def methods(found: dict[str, dict[str, Any]], measured: dict[str, dict[str, Any]
         "",
         "Found by trying each (`trimtab methods`), never typed by hand. What each holds, on all",
         "architectures, is in [conformance.md](conformance.md); how well each learns, in",
-        "[quality.md](quality.md). A name leads to the method's page: equation, options, a program.",
+        "[quality.md](quality.md). A name leads to its page: equation, options, a program.",
         "",
         "*Kind* is what its law changes (see [the words](glossary.md)), *targets* where it acts",
         "unless told otherwise, *acts on* what it was seen to act on. *Needs* are facts of a call",

@@ -9,7 +9,7 @@ import inspect
 import sys
 from typing import Any
 
-from trimtab.core.method import Combine, Method, Selection
+from trimtab.core.method import Combine, Composite, Method, Selection
 from trimtab.core.options import options
 from trimtab.core.registry import lookup
 from trimtab.core.training import scheduled
@@ -23,8 +23,9 @@ CAN = {
 }
 
 OF_ATTACH = (
-    "Where it acts (`to=`, see [sites](../sites.md)), what trains whole beside it (`train=`) and "
-    "other options at some sites (a plan, see [compositions](../compositions.md)) `attach` is told."
+    "The rest is said to `attach`: where it acts (`to=`, see [sites](../sites.md)), what trains "
+    "whole beside it (`train=`), other options at some sites (a plan, see "
+    "[compositions](../compositions.md))."
 )
 MODEL = """\
 import copy
@@ -82,14 +83,15 @@ def _first(cls: type[Method]) -> str:
 
 def _options(cls: type[Method]) -> list[str]:
     found = options(cls)
+    rest = [] if issubclass(cls, Selection | Composite) else ["", OF_ATTACH]
     if not found:
-        return ["None of its own.", "", OF_ATTACH]
+        return ["None of its own.", *rest]
     rows = [
         f"| `{one.name}` | `{_cell(one.type)}` | `{one.default!r}` | {_cell(one.meaning)} |"
         for one in found
     ]
     table = ["| option | type | default | meaning |", "|---|---|---|---|", *rows]
-    return [*table, "", OF_ATTACH]
+    return [*table, *rest]
 
 
 def _cell(text: str) -> str:
