@@ -22,6 +22,10 @@ CAN = {
     "mixable": "mixed",
 }
 
+NEEDS = {
+    "over": "other adapters on the model, named by `over`",
+    "task_ids": "the task of each example, as `task_ids` of the call (see [loops](../loops.md))",
+}
 OF_ATTACH = (
     "The rest is said to `attach`: where it acts (`to=`, see [sites](../sites.md)), what trains "
     "whole beside it (`train=`), other options at some sites (a plan, see "
@@ -54,7 +58,7 @@ def page(name: str, row: dict[str, Any], measured: dict[str, Any] | None) -> str
     law, use = words(cls)
     lines = [f"# {name}", "", f"`trimtab.{cls.__name__}`: {_first(cls)}", ""]
     lines += ["```", law, "```", "", use, "", "## Options", "", *_options(cls)]
-    lines += ["", "## What it does", "", *_facts(row, measured), "", "## Example", ""]
+    lines += ["", "## What it does", "", *_facts(cls, row, measured), "", "## Example", ""]
     lines += [
         "The model is a tiny BERT with random weights, so that the program runs as it stands, in",
         "seconds; one of yours comes from `from_pretrained`. `fresh()` gives the same base again.",
@@ -98,11 +102,19 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")  # a bar would end the cell
 
 
-def _facts(row: dict[str, Any], measured: dict[str, Any] | None) -> list[str]:
+def _where(cls: type[Method], row: dict[str, Any]) -> str:
+    if issubclass(cls, Selection):
+        return "the base's own parameters, in place"
+    at = f"at {', '.join(row['targets'])}"
+    if issubclass(cls, Combine):
+        at = "where those adapters act"
+    return f"{', '.join(row['layers'])}; by default {at}"
+
+
+def _facts(cls: type[Method], row: dict[str, Any], measured: dict[str, Any] | None) -> list[str]:
     can = [words for key, words in CAN.items() if row[key]]
     lines = [
-        f"- Acts on: {', '.join(row['layers']) or 'the base’s own parameters'}; by default at "
-        f"{', '.join(row['targets']) or 'no site'}.",
+        f"- Acts on: {_where(cls, row)}.",
         f"- Can be {', '.join(can) or 'neither merged nor combined'}.",
         f"- Learning rate: {row['learning_rate']:g}.",
     ]
@@ -116,7 +128,7 @@ def _facts(row: dict[str, Any], measured: dict[str, Any] | None) -> list[str]:
     if row["quantised"]:
         lines.append(f"- Stands over quantised bases: {', '.join(row['quantised'])}.")
     if row["needs"]:
-        lines.append(f"- Needs {' and '.join(row['needs'])}.")
+        lines.append(f"- Needs {' and '.join(NEEDS.get(one, one) for one in row['needs'])}.")
     files = f"`{row['hf_peft']}`, both ways" if row["hf_peft"] else "no such method there"
     return [*lines, f"- HF PEFT's files: {files}."]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import trimtab
-from trimtab.core import registry
+from trimtab.core import method, registry
 from trimtab.core.adapter import record
 from trimtab.core.options import options
 
@@ -93,6 +93,20 @@ def test_an_option_is_described_where_it_is_stated_last() -> None:
     assert houlsby["width"] == width.meaning != reduction.meaning
     names = [one.name for one in options(trimtab.VeRA)]
     assert names == ["rank", "d_initial", "seed", "dropout"]  # what it shares comes last
+
+
+def test_every_fact_of_a_class_is_explained() -> None:
+    kinds = [one for one in vars(method).values() if isinstance(one, type)]
+    facts = {
+        name
+        for kind in kinds
+        if kind.__module__ == method.__name__ and issubclass(kind, method.Method)
+        for name, type_ in kind.__annotations__.items()
+        if "ClassVar" in type_
+    }
+    page = (DOCS / "own-method.md").read_text(encoding="utf8")
+    assert len(facts) > 10
+    assert {fact for fact in facts if f"| `{fact}` |" not in page} == set()
 
 
 def test_every_page_is_linked() -> None:
