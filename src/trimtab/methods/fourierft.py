@@ -51,14 +51,10 @@ class FourierFT(Additive):
         ),
     )
 
-    n_frequency: int = option(
-        1000, "n, trained coefficients a site; at most as many as its matrix has numbers"
-    )
+    n_frequency: int = option(1000, "n, coefficients a site, at most as many as it has weights")
     scaling: float = option(150.0, "α, by which the inverse transform is multiplied")
     seed: int = option(777, "seed of the places of the coefficients in the spectrum")
-    start: str = option(
-        "zeros", 'the coefficients at the start: "zeros", or "gaussian" as in the paper'
-    )
+    start: str = option("zeros", 'c at the start: "zeros", or "gaussian" as in the paper')
 
     def __post_init__(self) -> None:
         super().__post_init__()

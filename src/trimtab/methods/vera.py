@@ -50,7 +50,7 @@ class VeRA(Additive):
     )
 
     rank: int = option(256, "r, rows of the random A and columns of the random B")
-    d_initial: float = option(0.1, "value of d at the start")
+    d_initial: float = option(0.1, "value of each number of d at the start")
     seed: int = option(0, "seed of the random matrices A and B")
 
     def __post_init__(self) -> None:
