@@ -77,6 +77,8 @@ class Way:
             raise InputError(f"sign is elected by 'total' or 'frequency', not {self.sign!r}")
         if self.sign != "total" and not self.recipe.elect:
             raise InputError(f"{self.method} elects no signs: leave sign out")
+        if self.seed and self.recipe.thin is not drawn:
+            raise InputError(f"{self.method} draws nothing at random: leave seed out")
 
     @property
     def recipe(self) -> Recipe:

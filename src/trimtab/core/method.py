@@ -69,6 +69,13 @@ class Method(ABC):
         if not holds:
             raise InputError(f"{self.name}: {field} must {what}, not {getattr(self, field)!r}")
 
+    def require_use(self, field: str, used: bool, where: str) -> None:
+        """Refuse a hyper-parameter that has no effect beside the others; its default asks for
+        none."""
+        (default,) = (one.default for one in dataclasses.fields(self) if one.name == field)
+        if not used and (value := getattr(self, field)) != default:
+            raise InputError(f"{self.name}: {field}={value!r} has an effect only {where}")
+
     def accepts(self, site: Site) -> str | None:
         """None where the law can act; otherwise the reason why it cannot."""
         if site.geometry.kind in self.kinds:
@@ -90,6 +97,10 @@ class Method(ABC):
 
     def ignored(self, site: Site) -> str | None:
         """The hyper-parameter that would have no effect at a site where the law can act."""
+        return None
+
+    def unused(self, sites: Sequence[Site]) -> str | None:
+        """Why a hyper-parameter would have no effect at any of the sites of a new adapter."""
         return None
 
     def settled(self, site: Site) -> Method:
@@ -165,10 +176,8 @@ def _with(p: Values, tensors: Mapping[str, Tensor]) -> Values:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Additive(Method):
-    """W' = W + delta(p). `dropout` acts on the input of the added part, while training."""
-
-    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "embedding", "conv"})
+class Dropout(Method):
+    """What leaves out a share `dropout` of something, while training."""
 
     dropout: float = 0.0
 
@@ -178,6 +187,23 @@ class Additive(Method):
 
     def ignored(self, site: Site) -> str | None:
         return "dropout" if self.dropout and site.parameter is not None else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputDropout(Dropout):
+    """`dropout` acts on the input of the change, while training."""
+
+    def unused(self, sites: Sequence[Site]) -> str | None:
+        if self.dropout and all(site.geometry.kind == "embedding" for site in sites):
+            return f"dropout={self.dropout} has no effect at embeddings, which read whole numbers"
+        return super().unused(sites)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Additive(InputDropout):
+    """W' = W + delta(p). `dropout` acts on the input of the added part, while training."""
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "embedding", "conv"})
 
     @abstractmethod
     def delta(self, p: Values) -> Tensor:

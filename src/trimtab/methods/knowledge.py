@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,8 +32,8 @@ from trimtab.core.site import Site
 
 @dataclass(frozen=True, kw_only=True)
 class Knowledge(Beside):
-    """An adapter that reads the `reads` blocks spread from the first to the last, with `layers`
-    transformer layers of `width` and `heads` at each. It starts at the base."""
+    """An adapter that reads `reads` blocks spread from the first to the last (of fewer, all), with
+    `layers` transformer layers of `width` and `heads` at each. It starts at the base."""
 
     name = "knowledge"
     paper = "arXiv:2002.01808"
@@ -50,9 +50,13 @@ class Knowledge(Beside):
             self.require(field, getattr(self, field) >= 1, "be at least 1")
         self.require("width", self.width % self.heads == 0, f"be a multiple of heads={self.heads}")
 
+    def settled(self, site: Site) -> Knowledge:
+        blocks = len(runs(site.module)[0].blocks)
+        return self if self.reads <= blocks else replace(self, reads=blocks)
+
     def init(self, site: Site) -> dict[str, Param]:
-        d, w, blocks = site.out_features, self.width, len(runs(site.module)[0].blocks)
-        m, causal = min(self.reads, blocks), any(_causal(one) for one in site.module.modules())
+        d, w, m = site.out_features, self.width, self.reads
+        causal = any(_causal(one) for one in site.module.modules())
 
         def maps(*shape: int) -> Param:
             return Param(torch.randn(shape) / math.sqrt(shape[-1]))
