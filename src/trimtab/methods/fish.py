@@ -59,7 +59,10 @@ class Fish(Sparse):
     def unready(self) -> str | None:
         if self.count is not None:
             return None
-        return "its places are random: trimtab.init.fisher(model, batches) chooses them from data"
+        return (
+            "its places are random: call trimtab.init.fisher(model, batches), which chooses them "
+            "from data, before training and before the optimizer is made"
+        )
 
     def places(self, site: Site) -> Tensor:
         share = max(1, round(self.density * site.out_features * site.in_features))
