@@ -86,6 +86,11 @@ class Way:
         return RECIPES["linear" if name in ("svd", "cat") else name]
 
     @property
+    def linear(self) -> bool:
+        """Whether it takes the changes as they are, and adds them by their weights."""
+        return self.recipe.thin is None and not self.recipe.elect
+
+    @property
     def decomposes(self) -> bool:
         """Whether it acts on the changes of the weights, and not on their factors."""
         return self.method.endswith("svd")
