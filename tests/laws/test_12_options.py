@@ -253,7 +253,7 @@ REFUSED: dict[str, Any] = {
     "lokr: tucker=True has no effect: it takes a convolution": lambda: trimtab.attach(
         Net(), trimtab.LoKr(tucker=True), "first"
     ),
-    "lora: dropout=0.1 has no effect at embeddings": lambda: trimtab.attach(
+    "lora: dropout has no effect at embeddings": lambda: trimtab.attach(
         Net(), trimtab.LoRA(dropout=0.1), "embed"
     ),
     "fish: count is what trimtab.init.fisher": lambda: trimtab.attach(

@@ -70,8 +70,7 @@ class Method(ABC):
             raise InputError(f"{self.name}: {field} must {what}, not {getattr(self, field)!r}")
 
     def require_use(self, field: str, used: bool, where: str) -> None:
-        """Refuse a hyper-parameter that has no effect beside the others; its default asks for
-        none."""
+        """Refuse a hyper-parameter without effect beside the others; its default asks for none."""
         (default,) = (one.default for one in dataclasses.fields(self) if one.name == field)
         if not used and (value := getattr(self, field)) != default:
             raise InputError(f"{self.name}: {field}={value!r} has an effect only {where}")
@@ -166,6 +165,10 @@ class Method(ABC):
         know the other one alone."""
         return None
 
+    def elsewhere(self) -> Method | None:
+        """Where it insists on a format of the base: the method that is the same law on any."""
+        return None
+
     def arguments(self) -> dict[str, Any]:
         """The hyper-parameters as plain data, for files."""
         return dataclasses.asdict(self)
@@ -194,9 +197,8 @@ class InputDropout(Dropout):
     """`dropout` acts on the input of the change, while training."""
 
     def unused(self, sites: Sequence[Site]) -> str | None:
-        if self.dropout and all(site.geometry.kind == "embedding" for site in sites):
-            return f"dropout={self.dropout} has no effect at embeddings, which read whole numbers"
-        return super().unused(sites)
+        idle = self.dropout and all(site.geometry.kind == "embedding" for site in sites)
+        return "dropout has no effect at embeddings, which read whole numbers" if idle else None
 
 
 @dataclass(frozen=True, kw_only=True)

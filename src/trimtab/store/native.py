@@ -182,7 +182,8 @@ def saved_method(name: str, arguments: Mapping[str, Any]) -> Method:
 
 
 def locate(named: list[tuple[str, Method]], known: Mapping[str, Site], adapter: str) -> Pairs:
-    """Sites of this model for the saved names."""
+    """Sites of this model for the saved names. What insists on a base in one format acts on others
+    by the law without that; the caller tells its user."""
     pairs: Pairs = []
     for name, method in named:
         site = known.get(name)
@@ -191,7 +192,9 @@ def locate(named: list[tuple[str, Method]], known: Mapping[str, Site], adapter: 
                 f"adapter {adapter!r} has the site {name!r}, which this model has not; "
                 f"{nearest(name, known)}"
             )
-        reason = method.accepts(site)
+        reason, other = method.accepts(site), method.elsewhere()
+        if reason and other is not None and other.accepts(site) is None:
+            reason, method = None, other
         if reason:
             raise AdapterMismatch(
                 f"adapter {adapter!r}: {method.name} cannot act at {name!r}: {reason}"
