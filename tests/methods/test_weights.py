@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import cases
@@ -235,3 +236,24 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 def test_bad_arguments_are_named(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(trimtab.InputError, match=f"{name}: {message}"):
         trimtab.methods()[name](**arguments)
+
+
+@pytest.mark.parametrize(
+    ("length", "kind"), [(256, torch.uint8), (300, torch.int16), (40000, torch.int32)]
+)
+def test_shared_indices_take_the_fewest_bytes(
+    length: int, kind: torch.dtype, tmp_path: Path
+) -> None:
+    """And come from the file, whatever would be drawn here; one beyond the vector is refused."""
+    model = linear(12, 7)
+    adapter = trimtab.attach(model, trimtab.Shared(length=length, rank=2), "0")
+    delta = adapter.members[0]
+    assert delta.tensors()["A"].dtype == delta.tensors()["B"].dtype == kind
+    delta.tensors()["A"].copy_(delta.tensors()["A"].flip(0))  # as another version would draw
+    trimtab.save(model, tmp_path)
+    again, x = linear(12, 7), torch.randn(3, 12)
+    trimtab.load(again, tmp_path)
+    assert torch.equal(again(x), model(x))
+    delta.become(trimtab.Shared(length=length - 1, rank=2))
+    delta.tensors()["B"][0, 0] = length - 1
+    assert delta.method.misfit(delta.live()) == f"indices lie beyond a vector of {length - 1}"

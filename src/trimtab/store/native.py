@@ -2,7 +2,9 @@
 `adapter.safetensors`.
 
 Tensors are named `site.method.tensor`, or by the parameter itself where the base's own parameters
-train.
+train. What a method draws from its seed (VeRA's projections, Uni-LoRA's indices, places of sparse
+values) is stored as well: torch and numpy promise the same draws on one version alone, and a file
+must give the same adapter on any machine.
 """
 
 from __future__ import annotations
