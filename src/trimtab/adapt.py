@@ -70,6 +70,7 @@ def attach(
             return install(model, record_, select(model, method, name))
         pairs = choose(model, method, to, train)
         require_parts(model, pairs)
+        _refuse_unused(pairs)
         return install(model, record_, place(model, record_, name, build(model, pairs)))
 
 
@@ -168,6 +169,16 @@ def require_parts(model: nn.Module, pairs: Sequence[tuple[Site, Method]]) -> Non
                     f"{method.name} combines outputs, and {one!r} puts something before the input: "
                     "use Stack or Route for prompts and prefixes"
                 )
+
+
+def _refuse_unused(pairs: Sequence[tuple[Site, Method]]) -> None:
+    """What has no effect at any site is refused where it is asked for; files may hold it."""
+    grouped: dict[Method, list[Site]] = {}
+    for site, method in pairs:
+        grouped.setdefault(method, []).append(site)
+    for method, where in grouped.items():
+        if (why := method.unused(where)) is not None:
+            raise InputError(f"{method.name}: {why}")
 
 
 def select(model: nn.Module, method: Selection, name: str) -> Adapter:

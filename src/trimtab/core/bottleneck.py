@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trimtab.core.draw import kaiming
 from trimtab.core.errors import InputError
-from trimtab.core.method import Intervention, Param, Values, option
+from trimtab.core.method import Dropout, Intervention, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bottleneck(Intervention):
+class Bottleneck(Dropout, Intervention):
     """added(z) = s (U σ(D z + d) + u), of a width m.
 
     U starts at zero, unless `init_std` asks for the near-identity of Houlsby 2019: D and U from a
@@ -58,7 +58,7 @@ class Bottleneck(Intervention):
         given = self.reduction
         numeric = isinstance(given, int | float) and not isinstance(given, bool)
         self.require("reduction", given is None or (numeric and given > 0), "be above 0")
-        self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
+        self.require_use("width", given is None, f"with reduction=None, and that is {given!r}")
         self.require("init_std", self.init_std >= 0, "not be negative")
 
     def m(self, site: Site) -> int:
@@ -69,13 +69,11 @@ class Bottleneck(Intervention):
 
     def init(self, site: Site) -> dict[str, Param]:
         m, d = self.m(site), site.out_features
-        D, U = torch.empty(m, d), torch.zeros(d, m)
-        if self.init_std:
-            for matrix in (D, U):
-                cut = 2 * self.init_std
-                nn.init.trunc_normal_(matrix, std=self.init_std, a=-cut, b=cut)
-        else:
-            nn.init.kaiming_uniform_(D, a=math.sqrt(5))
+        U = torch.zeros(d, m)
+        D = torch.zeros(m, d) if self.init_std else kaiming(m, d)
+        for matrix in (D, U) if self.init_std else ():
+            cut = 2 * self.init_std
+            nn.init.trunc_normal_(matrix, std=self.init_std, a=-cut, b=cut)
         biases = {"d": Param(torch.zeros(m)), "u": Param(torch.zeros(d))}
         return {"D": Param(D), "U": Param(U), **biases}
 

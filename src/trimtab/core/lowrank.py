@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from trimtab.core.draw import kaiming
 from trimtab.core.method import Additive, Method, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
@@ -61,7 +62,7 @@ class LowRank(Method):
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def init(self, site: Site) -> dict[str, Param]:
-        A = nn.init.kaiming_uniform_(torch.empty(self.rank, site.in_features), a=math.sqrt(5))
+        A = kaiming(self.rank, site.in_features)
         return self.begun(A, torch.zeros(site.out_features, self.rank))
 
     def begun(self, A: Tensor, B: Tensor) -> dict[str, Param]:

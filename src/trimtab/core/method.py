@@ -70,6 +70,12 @@ class Method(ABC):
         if not holds:
             raise InputError(f"{self.name}: {field} must {what}, not {getattr(self, field)!r}")
 
+    def require_use(self, field: str, used: bool, where: str) -> None:
+        """Refuse a hyper-parameter without effect beside the others; its default asks for none."""
+        (default,) = (one.default for one in dataclasses.fields(self) if one.name == field)
+        if not used and (value := getattr(self, field)) != default:
+            raise InputError(f"{self.name}: {field}={value!r} has an effect only {where}")
+
     def accepts(self, site: Site) -> str | None:
         """None where the law can act; otherwise the reason why it cannot."""
         if site.geometry.kind in self.kinds:
@@ -91,6 +97,10 @@ class Method(ABC):
 
     def ignored(self, site: Site) -> str | None:
         """The hyper-parameter that would have no effect at a site where the law can act."""
+        return None
+
+    def unused(self, sites: Sequence[Site]) -> str | None:
+        """Why a hyper-parameter would have no effect at any of the sites of a new adapter."""
         return None
 
     def settled(self, site: Site) -> Method:
@@ -156,6 +166,10 @@ class Method(ABC):
         know the other one alone."""
         return None
 
+    def elsewhere(self) -> Method | None:
+        """Where it insists on a format of the base: the method that is the same law on any."""
+        return None
+
     def arguments(self) -> dict[str, Any]:
         """The hyper-parameters as plain data, for files."""
         return dataclasses.asdict(self)
@@ -166,14 +180,10 @@ def _with(p: Values, tensors: Mapping[str, Tensor]) -> Values:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Additive(Method):
-    """W' = W + delta(p)."""
+class Dropout(Method):
+    """What leaves out a share `dropout` of something, while training."""
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "embedding", "conv"})
-
-    dropout: float = option(
-        0.0, "share of the input that the added part leaves out in training, in [0, 1)"
-    )
+    dropout: float = option(0.0, "share that is left out in training, in [0, 1)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -181,6 +191,26 @@ class Additive(Method):
 
     def ignored(self, site: Site) -> str | None:
         return "dropout" if self.dropout and site.parameter is not None else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputDropout(Dropout):
+    """What leaves out a share of the input of the change, while training."""
+
+    dropout: float = option(
+        0.0, "share of the input that the added part leaves out in training, in [0, 1)"
+    )
+
+    def unused(self, sites: Sequence[Site]) -> str | None:
+        idle = self.dropout and all(site.geometry.kind == "embedding" for site in sites)
+        return "dropout has no effect at embeddings, which read whole numbers" if idle else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Additive(InputDropout):
+    """W' = W + delta(p)."""
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "embedding", "conv"})
 
     @abstractmethod
     def delta(self, p: Values) -> Tensor:

@@ -46,6 +46,8 @@ class CoDA(Bottleneck):
         super().__post_init__()
         if self.of < 1 or self.epsilon <= 0 or self.steps < 1:
             raise InputError("coda: of and steps must be at least 1, and epsilon above 0")
+        for field in ("epsilon", "steps"):
+            self.require_use(field, self.of > 1, "where of is above 1: λ is one for all tokens")
 
     def accepts(self, site: Site) -> str | None:
         reason = super().accepts(site)

@@ -45,6 +45,10 @@ class Conditional(Bottleneck):
         if self.tasks < 1 or self.embedding < 1:
             raise InputError(f"{self.name}: tasks and embedding must be at least 1")
 
+    def accepts(self, site: Site) -> str | None:
+        narrow = "a LayerNorm over a bottleneck of width one leaves nothing of it"
+        return super().accepts(site) or (narrow if self.m(site) < 2 else None)
+
     def shared(self, sites: Sequence[Site]) -> dict[str, Param]:
         return {"z": Param(torch.randn(self.tasks, self.embedding))}
 

@@ -14,13 +14,13 @@ strength.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from trimtab.core.draw import kaiming
 from trimtab.core.lowrank import difference
 from trimtab.core.method import Additive, Method, Names, Param, Values, option
 from trimtab.core.operator import linear
@@ -54,10 +54,10 @@ class DeLoRA(Additive):
         W = site.matrix
         norm = torch.linalg.vector_norm(W, dim=0, dtype=torch.promote_types(W.dtype, torch.float32))
         fixed = {"norm": Param(norm, trained=False)}
-        A = nn.init.kaiming_uniform_(torch.empty(self.rank, site.in_features), a=math.sqrt(5))
+        A = kaiming(self.rank, site.in_features)
         B = torch.zeros(site.out_features, self.rank)
         if self.anchored:
-            nn.init.kaiming_uniform_(B, a=math.sqrt(5))
+            B = kaiming(site.out_features, self.rank)
             start = {"A0": A.clone(), "B0": B.clone()}
             fixed |= {name: Param(t, trained=False, exact=True) for name, t in start.items()}
         trained = {"A": A, "B": B, "strength": torch.full((1,), float(self.strength))}

@@ -14,6 +14,7 @@ Use it where a sparse change is wanted and the data should say which weights mat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -54,10 +55,18 @@ class Fish(Sparse):
         size = site.out_features * site.in_features
         return f"it has {size} weights, and not {self.count}" if (self.count or 0) > size else None
 
+    def unused(self, sites: Sequence[Site]) -> str | None:
+        if self.count is None:
+            return super().unused(sites)
+        return "count is what trimtab.init.fisher(model, batches) has chosen: leave it out"
+
     def unready(self) -> str | None:
         if self.count is not None:
             return None
-        return "its places are random: trimtab.init.fisher(model, batches) chooses them from data"
+        return (
+            "its places are random: call trimtab.init.fisher(model, batches), which chooses them "
+            "from data, before training and before the optimizer is made"
+        )
 
     def places(self, site: Site) -> Tensor:
         share = max(1, round(self.density * site.out_features * site.in_features))

@@ -42,6 +42,7 @@ class Fusion(Combine):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("temperature", self.temperature > 0, "be above 0")
+        self.require_use("temperature", len(self.over) != 1, "over several adapters")
         self.require("regularisation", self.regularisation >= 0, "not be negative")
 
     def init(self, site: Site) -> dict[str, Param]:

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from trimtab.core.draw import kaiming
 from trimtab.core.method import Additive, Names, Param, Values, option
 from trimtab.core.operator import Patches, linear
 from trimtab.core.site import Site
@@ -82,8 +83,7 @@ class GraLoRA(Additive):
             "B": Param(torch.zeros(k, r, outer // k)),
         }
         if h:
-            G = nn.init.kaiming_uniform_(torch.empty(h, inner), a=math.sqrt(5))
-            p |= {"G": Param(G), "H": Param(torch.zeros(outer, h))}
+            p |= {"G": Param(kaiming(h, inner)), "H": Param(torch.zeros(outer, h))}
         return p
 
     @property

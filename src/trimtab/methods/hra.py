@@ -13,14 +13,14 @@ the angles between neurons.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.core.call import Call
+from trimtab.core.draw import kaiming
 from trimtab.core.method import Names, Param, Transform, Values, option
 from trimtab.core.operator import Operator, Patches
 from trimtab.core.rotation import reflection, reflections, width
@@ -55,6 +55,7 @@ class HRA(Transform):
         super().__post_init__()
         self.require("rank", self.rank >= 1, "be at least 1")
         self.require("orthogonality", self.orthogonality >= 0, "be at least 0")
+        self.require_use("orthogonality", self.rank > 1, "between several reflections")
         free = not (self.gram_schmidt and self.orthogonality)
         self.require("orthogonality", free, "be 0 with gram_schmidt, which is exact")
 
@@ -71,8 +72,7 @@ class HRA(Transform):
 
     def init(self, site: Site) -> dict[str, Param]:
         paired = self.starts_at_base is None
-        U = torch.empty(width(site), self.rank // 2 if paired else self.rank)
-        nn.init.kaiming_uniform_(U, a=math.sqrt(5))
+        U = kaiming(width(site), self.rank // 2 if paired else self.rank)
         return {"U": Param(U.repeat_interleave(2, dim=1) if paired else U, exact=True)}
 
     def _factors(self, p: Values, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,7 +38,9 @@ class Knowledge(Beside):
     paper = "arXiv:2002.01808"
     learning_rate = 1e-4
 
-    reads: int = option(3, "m, blocks that it reads, spread from the first to the last")
+    reads: int = option(
+        3, "m, blocks that it reads, from the first to the last; of fewer, all"
+    )
     width: int = option(64, "features inside it, a multiple of `heads`")
     layers: int = option(2, "narrow transformer layers at each block that it reads")
     heads: int = option(4, "attention heads of those layers")
@@ -49,9 +51,13 @@ class Knowledge(Beside):
             self.require(field, getattr(self, field) >= 1, "be at least 1")
         self.require("width", self.width % self.heads == 0, f"be a multiple of heads={self.heads}")
 
+    def settled(self, site: Site) -> Knowledge:
+        blocks = len(runs(site.module)[0].blocks)
+        return self if self.reads <= blocks else replace(self, reads=blocks)
+
     def init(self, site: Site) -> dict[str, Param]:
-        d, w, blocks = site.out_features, self.width, len(runs(site.module)[0].blocks)
-        m, causal = min(self.reads, blocks), any(_causal(one) for one in site.module.modules())
+        d, w, m = site.out_features, self.width, self.reads
+        causal = any(_causal(one) for one in site.module.modules())
 
         def maps(*shape: int) -> Param:
             return Param(torch.randn(shape) / math.sqrt(shape[-1]))

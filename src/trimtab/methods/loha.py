@@ -11,13 +11,13 @@ common for images. Each step forms the whole matrix.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from trimtab.core.draw import kaiming
 from trimtab.core.method import Additive, Names, Param, Values, option
 from trimtab.core.site import Site
 
@@ -44,7 +44,7 @@ class LoHa(Additive):
 
     def init(self, site: Site) -> dict[str, Param]:
         def random(*shape: int) -> Param:
-            return Param(nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5)))
+            return Param(kaiming(*shape))
 
         return {
             "B1": random(site.out_features, self.rank),

@@ -13,12 +13,14 @@ full rank; common for images.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from trimtab.core.draw import kaiming
 from trimtab.core.method import Additive, Names, Param, Values, option
 from trimtab.core.operator import Patches, linear
 from trimtab.core.site import Site
@@ -44,6 +46,17 @@ class LoKr(Additive):
         super().__post_init__()
         self.require("rank", self.rank >= 1, "be at least 1")
         self.require("factor", self.factor == -1 or self.factor >= 1, "be -1 or at least 1")
+
+    def unused(self, sites: Sequence[Site]) -> str | None:
+        """`both` and `tucker` ask for factors that a high rank, or a map without a kernel, has
+        not."""
+        with torch.device("meta"):
+            names = {name for site in sites for name in self.init(site)}
+        if self.both and "C_b" not in names:
+            return f"both=True has no effect: C is too small for factors of rank {self.rank}"
+        if self.tucker and "T" not in names:
+            return "tucker=True has no effect: it takes a convolution with a kernel, and a low rank"
+        return super().unused(sites)
 
     def init(self, site: Site) -> dict[str, Param]:
         r, g = self.rank, site.geometry
@@ -93,4 +106,4 @@ class LoKr(Additive):
 
 
 def _random(*shape: int) -> Param:
-    return Param(nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5)))
+    return Param(kaiming(*shape))

@@ -20,13 +20,13 @@ from torch.nn import functional as F
 
 from trimtab.core.call import Call
 from trimtab.core.draw import uniform
-from trimtab.core.method import Fields, Names, Param, Prompt, Values, option
+from trimtab.core.method import Dropout, Fields, Names, Param, Prompt, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
-class PTuning(Prompt):
+class PTuning(Dropout, Prompt):
     """Embeddings before the input, made by a small network of trained ones."""
 
     name = "p-tuning"
@@ -60,7 +60,11 @@ class PTuning(Prompt):
         self.require("hidden", self.hidden >= 0, "not be negative")
         known = self.encoder in ("mlp", "lstm", "none")
         self.require("encoder", known, 'be "mlp", "lstm" or "none"')
-        self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
+        lstm = self.encoder == "lstm"
+        self.require_use("hidden", self.encoder != "none", "with an encoder")
+        self.require_use("layers", lstm, 'with encoder="lstm"')
+        between = lstm and self.layers > 1
+        self.require_use("dropout", between, 'between several layers, with encoder="lstm"')
 
     def init(self, site: Site) -> dict[str, Param]:
         d = site.module.get_input_embeddings().weight.shape[1]  # type: ignore[operator]

@@ -13,17 +13,24 @@ price of slower steps.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trimtab.core.method import Additive, Names, Param, Values, option
+from trimtab.core.draw import kaiming
+from trimtab.core.method import Additive, Fields, Names, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
+
+
+def _read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """There, of the two `very_sparse` counts."""
+    return {"sparse": config.get("sparse", False) and not config.get("very_sparse", False)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +47,6 @@ class RandLoRA(Additive):
             "rank": "r",
             "alpha": "randlora_alpha",
             "dropout": "randlora_dropout",
-            "sparse": "sparse",
             "very_sparse": "very_sparse",
             "seed": "projection_prng_key",
         },
@@ -51,6 +57,7 @@ class RandLoRA(Additive):
         repeated=True,
         drawn=("A", "B"),
         saved="save_projection",
+        more=Fields(("sparse",), _read, lambda method: {"sparse": method.sparse}),
     )
 
     rank: int = option(
@@ -65,6 +72,7 @@ class RandLoRA(Additive):
         super().__post_init__()
         self.require("rank", self.rank >= 1, "be at least 1")
         self.require("seed", self.seed >= 0, "be at least 0")
+        self.require_use("sparse", not self.very_sparse, "without very_sparse, which is sparser")
 
     def shared(self, sites: Sequence[Site]) -> dict[str, Param]:
         generator = torch.Generator("cpu").manual_seed(self.seed)
@@ -81,12 +89,8 @@ class RandLoRA(Additive):
             A, B = signs(r, 1, short), signs(long, n, r)
         else:
             # HF PEFT draws in bf16, whatever the model's precision.
-            def uniform(*shape: int) -> Tensor:
-                empty = torch.empty(shape, dtype=torch.bfloat16, device="cpu")
-                return nn.init.kaiming_uniform_(empty, a=math.sqrt(5), generator=generator)
-
-            A = uniform(r, 1, short)
-            B = torch.cat([uniform(long, 1, r) for _ in range(n)], dim=1)
+            one = functools.partial(kaiming, dtype=torch.bfloat16, generator=generator)
+            A, B = one(r, 1, short), torch.cat([one(long, 1, r) for _ in range(n)], dim=1)
         fixed = {"A": A / A.std(), "B": B / B.std()}
         return {name: Param(value.float(), trained=False) for name, value in fixed.items()}
 

@@ -56,6 +56,9 @@ class ReFT(Intervention):
                 f"reft: first={self.first} and last={self.last} choose no position to edit"
             )
 
+        both = bool(self.first and self.last)
+        self.require_use("tied", both, "where both first and last choose positions")
+
     def accepts(self, site: Site) -> str | None:
         reason = super().accepts(site)
         if reason is None and site.out_features < self.rank:

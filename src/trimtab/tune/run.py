@@ -206,7 +206,7 @@ def _choose_places(work: Work) -> None:
             logits = model(**inputs).logits
         return session.task.loss(logits, batch["labels"].to(logits.device))
 
-    fisher(session.model, chosen, loss, examples=_CHOOSING)
+    fisher(session.model, chosen, loss=loss, examples=_CHOOSING)
 
 
 @torch.no_grad()
