@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -18,7 +19,7 @@ from trimtab.core.compose import Mix
 from trimtab.core.counts import summary
 from trimtab.core.errors import TrimtabError
 from trimtab.core.method import Combine, Composite, Method, Selection
-from trimtab.core.registry import methods
+from trimtab.core.registry import lookup, methods
 from trimtab.core.training import parameters
 from trimtab.match import sites
 from trimtab.quant import FORMATS, quantise
@@ -58,11 +59,29 @@ TRANSFORMER = "BERT, 2 blocks of width 768"
 
 def table() -> dict[str, dict[str, Any]]:
     """Every registered method: what it acts on, what can be done with it, files, cost."""
-    logging.disable(logging.WARNING)  # libraries of quantised maps tell what they could not load
+    return dict(rows(methods()))
+
+
+def rows(names: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(method, its row), each as soon as it is found; the same whichever others are asked for."""
+    for name in names:
+        with _undisturbed():
+            row = capabilities(lookup(name)())
+        yield name, row
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """For tiny models: random numbers of their own, one thread, for several would only wait for
+    each other, and no word from libraries of quantised maps on what they could not load."""
+    threads = torch.get_num_threads()
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
     try:
         with own_random_numbers():
-            return {name: capabilities(cls()) for name, cls in methods().items()}
+            yield
     finally:
+        torch.set_num_threads(threads)
         logging.disable(logging.NOTSET)
 
 

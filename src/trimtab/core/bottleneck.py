@@ -29,7 +29,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Bottleneck(Intervention):
     """added(z) = scale (U σ(D z + d) + u), of a width m.
 
-    m is `width`, or the site's own divided by `reduction` where that is given. U starts at zero,
+    m is `width`, or the site's own divided by `reduction` where that is given. `activation` is σ,
+    `scale` multiplies what is added, `dropout` acts on what lies between D and U. U starts at zero,
     unless `init_std` asks for the near-identity of Houlsby 2019: D and U from a normal
     distribution of that deviation, cut at two of them.
     """

@@ -33,6 +33,9 @@ def difference(
 class LowRank(Method):
     """scale B A, with A (rank, in) and B (out, rank), which starts at zero.
 
+    `rank` is the number of rows of A. `alpha` over it is the scale, or over its square root with
+    `rslora`.
+
     `lr_ratio` is B's learning rate over A's, for an optimizer that is given
     `trimtab.parameters(model, lr=…)`; with `freeze_a` A stays as it was drawn.
 

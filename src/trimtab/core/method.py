@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from trimtab.core.names import Fields as Fields
 from trimtab.core.names import Form as Form
 from trimtab.core.names import Names as Names
 from trimtab.core.operator import Operator, Patches, dropout, linear, multiplied
-from trimtab.core.registry import check, frozen, register
+from trimtab.core.registry import check, frozen, refuse, register
 from trimtab.core.site import Geometry, Site, peculiar
 from trimtab.core.values import Param as Param
 from trimtab.core.values import Values as Values
@@ -58,6 +58,12 @@ class Method(ABC):
         super().__init_subclass__(**options)
         if "name" in cls.__dict__:
             register(cls)
+
+    def __new__(cls, *given: Any, **named: Any) -> Self:
+        """Arguments that are unknown, or have no name, are refused in words that help."""
+        if given or not named.keys() <= cls.__dataclass_fields__.keys():
+            refuse(cls, given, named)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for one in dataclasses.fields(self):

@@ -1,0 +1,54 @@
+"""`trimtab methods NAME`: what is known of one method, and what is said while it is found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import trimtab
+from trimtab.capabilities import rows
+from trimtab.cli.details import meanings
+from trimtab.core.registry import methods
+
+Cli = Callable[..., Any]
+
+
+def test_a_method_in_a_real_process(real: Cli) -> None:
+    outcome = real("methods", "lora", "t-few")
+    assert (outcome.code, outcome.err) == (0, "probing lora …\n")
+    shown = outcome.out.splitlines()
+    assert "parameters: 12,288 (Linear, 768)" in shown
+    assert "can be: merged, stacked, routed, mixed" in shown
+    assert "HF PEFT: LORA" in shown
+    assert any(line.startswith("  alpha: 16.0   `alpha` / `rank` scales") for line in shown)
+    assert any(line.startswith("use: trimtab.attach") for line in shown)
+    assert "houlsby" not in outcome.out
+
+
+def test_what_is_named_alone_is_probed(cli: Cli) -> None:
+    outcome = cli("methods", "ia3", "distill", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert list(json.loads(outcome.out)) == ["ia3", "distill"]
+    outcome = cli("methods", "lroa")
+    assert outcome.code == 2
+    assert "no method or recipe is called 'lroa'; nearest: 'road', 'lora'" in outcome.err
+
+
+def test_a_row_does_not_hang_on_the_others() -> None:
+    alone = dict(rows(["fish"]))
+    assert dict(rows(["lora", "fish"]))["fish"] == alone["fish"]
+
+
+@pytest.mark.parametrize("name", ["houlsby", "lora", "diff-pruning", "prefix"])
+def test_every_option_has_a_meaning(name: str) -> None:
+    cls = methods()[name]
+    assert meanings(cls).keys() == set(cls().arguments())
+
+
+def test_a_meaning_is_the_sentence_of_the_option() -> None:
+    told = meanings(trimtab.LoRA)
+    assert told["freeze_a"] == "with `freeze_a` A stays as it was drawn"
+    assert told["rank"] == "`rank` is the number of rows of A"
