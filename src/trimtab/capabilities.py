@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -62,12 +64,23 @@ def table() -> dict[str, dict[str, Any]]:
     return dict(rows(methods()))
 
 
-def rows(names: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(method, its row), each as soon as it is found; the same whichever others are asked for."""
-    for name in names:
-        with _undisturbed():
-            row = capabilities(lookup(name)())
-        yield name, row
+def rows(names: Iterable[str], jobs: int = 1) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(method, its row), each as soon as it is found, in `jobs` processes; the same whichever
+    others are asked for."""
+    classes = {name: lookup(name) for name in names}
+    if jobs == 1:
+        yield from ((name, _row(cls)) for name, cls in classes.items())
+        return
+    local = {name for name, cls in classes.items() if "<locals>" in cls.__qualname__}
+    shared = [cls for name, cls in classes.items() if name not in local]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        found = pool.map(_row, shared)
+        yield from ((n, _row(cls) if n in local else next(found)) for n, cls in classes.items())
+
+
+def _row(cls: type[Method]) -> dict[str, Any]:
+    with _undisturbed():
+        return capabilities(cls())
 
 
 @contextlib.contextmanager

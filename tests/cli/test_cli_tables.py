@@ -63,10 +63,7 @@ def test_a_usual_result_is_a_table_at_80_columns() -> None:
     usual |= {"train_seconds": 61.4, "method": "lora"}
     shown = lines(80, lambda console: print_result(usual, Path("runs/reviews"), console))
     assert any(line.split()[:3] == ["lora", "0.941", "[0.920,"] for line in shown)
-    assert any(
-        line.split()[-3:] == ["trained", "seconds", "on disk"[-4:]] or "on disk" in line
-        for line in shown
-    )
+    assert any("trained" in line and "on disk" in line for line in shown)
 
 
 def test_columns_go_before_rows_become_blocks() -> None:

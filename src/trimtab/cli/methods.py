@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,7 +41,9 @@ def methods(
         Path | None,
         Option(help="The file of --overhead, or of --probe, which goes on with one that is there."),
     ] = None,
-    jobs: Annotated[int, Option(min=1, help="With --probe: processes.")] = 1,
+    jobs: Annotated[
+        int | None, Option(min=1, help="Processes; left out, as many as cores, and 1 with --probe.")
+    ] = None,
     overhead: Annotated[
         bool, Option("--overhead", help="Measure instead what each costs in time, here.")
     ] = False,
@@ -49,17 +52,21 @@ def methods(
     if overhead:
         return _overhead(chosen, out, json_)
     if probe:
-        return _probe(chosen, law or [], architecture or [], out, jobs, json_)
-    if law or architecture or out or jobs != 1:
+        return _probe(chosen, law or [], architecture or [], out, jobs or 1, json_)
+    if law or architecture or out:
         raise InputError(
-            "--law, --architecture, --out and --jobs belong to --probe, and --out to --overhead; "
+            "--law, --architecture and --out belong to --probe, and --out to --overhead; "
             "docs/methods has a page for each method"
         )
-    _show(chosen, json_)
+    _show(chosen, jobs, json_)
     return 0
 
 
-def _show(chosen: list[str], json_: bool) -> None:
+_MOST_JOBS = 4  # each loads the libraries anew: some seconds, and more than half a gigabyte
+_WORTH_A_JOB = 8  # methods
+
+
+def _show(chosen: list[str], jobs: int | None, json_: bool) -> None:
     """The table; of what is named, everything."""
     from trimtab.capabilities import recipes, rows
     from trimtab.core.registry import methods
@@ -68,8 +75,9 @@ def _show(chosen: list[str], json_: bool) -> None:
 
     wanted = named({**methods(), **recipes()}, chosen, "method or recipe")
     probed = [name for name in wanted if name in methods()]
+    jobs = jobs or max(1, min(_MOST_JOBS, os.cpu_count() or 1, len(probed) // _WORTH_A_JOB))
     told = Phases(quiet=not probed or (json_ and not sys.stderr.isatty()))
-    found = dict(told.track(rows(probed), f"probing {_counted(probed)}", len(probed)))
+    found = dict(told.track(rows(probed, jobs), f"probing {_counted(probed)}", len(probed)))
     found |= {name: row for name, row in recipes().items() if name in wanted}
     if json_:
         print(json.dumps(found))
