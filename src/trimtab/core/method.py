@@ -6,28 +6,23 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
+from trimtab.core.extends import unextended
 from trimtab.core.names import Fields as Fields
 from trimtab.core.names import Form as Form
 from trimtab.core.names import Names as Names
 from trimtab.core.operator import Operator, Patches, dropout, linear, multiplied
 from trimtab.core.options import option as option
-from trimtab.core.registry import check, frozen, register
+from trimtab.core.registry import check, frozen, refuse, register
 from trimtab.core.site import Geometry, Site, peculiar
 from trimtab.core.values import Param as Param
 from trimtab.core.values import Values as Values
-
-OURS = "trimtab_"
-"""What an attention function's name begins with once it knows of prefixes."""
-
-EXTENDED = ("eager", "sdpa")
-"""The attention functions that prefixes extend."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +54,12 @@ class Method(ABC):
         super().__init_subclass__(**options)
         if "name" in cls.__dict__:
             register(cls)
+
+    def __new__(cls, *given: Any, **named: Any) -> Self:
+        """Arguments that are unknown, or have no name, are refused in words that help."""
+        if given or not named.keys() <= cls.__dataclass_fields__.keys():
+            refuse(cls, given, named)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for one in dataclasses.fields(self):
@@ -197,9 +198,7 @@ class Dropout(Method):
 class InputDropout(Dropout):
     """What leaves out a share of the input of the change, while training."""
 
-    dropout: float = option(
-        0.0, "share of the input that the added part leaves out in training, in [0, 1)"
-    )
+    dropout: float = option(0.0, "share of the change's input left out in training, in [0, 1)")
 
     def unused(self, sites: Sequence[Site]) -> str | None:
         idle = self.dropout and all(site.geometry.kind == "embedding" for site in sites)
@@ -270,8 +269,7 @@ class Prompt(Method):
     starts_at_base: ClassVar[str | None] = "every position attends to the prompt"
 
     keep: bool | None = option(
-        None,
-        "the prompt's positions stay in the stack's output; None: only where a decoder reads it",
+        None, "its positions stay in the output; None: if a decoder reads it"
     )
 
     @abstractmethod
@@ -279,10 +277,9 @@ class Prompt(Method):
         """The prompt: (n, d), or (batch, n, d) where it depends on the call."""
 
     def accepts(self, site: Site) -> str | None:
-        reason = super().accepts(site)
-        if reason is None and not {"input", "decoder-input"} & site.roles:
-            reason = "it takes no token embeddings (`input_ids` or `inputs_embeds`)"
-        return reason
+        none = "it takes no token embeddings (`input_ids` or `inputs_embeds`)"
+        embeds = {"input", "decoder-input"} & site.roles
+        return super().accepts(site) or (None if embeds else none)
 
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         return self.extend(p, call)
@@ -311,14 +308,7 @@ class Prefix(Method):
         """n, the number of positions that it takes."""
 
     def accepts(self, site: Site) -> str | None:
-        reason = super().accepts(site)
-        chosen = getattr(getattr(site.module, "config", None), "_attn_implementation", None)
-        if reason is None and str(chosen or "eager").removeprefix(OURS) not in EXTENDED:
-            reason = (
-                f"a prefix extends attention by 'sdpa' or 'eager', and this model uses {chosen!r}: "
-                "load it with attn_implementation='sdpa'"
-            )
-        return reason
+        return super().accepts(site) or unextended(site.module)
 
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         return torch.stack(self.kv(p, call), dim=-4)
@@ -333,9 +323,7 @@ class Combine(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"over"})
     trains_parts: ClassVar[bool] = False
 
-    over: tuple[str, ...] = option(
-        (), "names of the adapters that it combines, each attached before"
-    )
+    over: tuple[str, ...] = option((), "names of the adapters that it combines, attached before")
 
     @abstractmethod
     def combine(self, p: Values, x: Tensor, y: Tensor, parts: list[Tensor], call: Call) -> Tensor:

@@ -38,9 +38,7 @@ class Knowledge(Beside):
     paper = "arXiv:2002.01808"
     learning_rate = 1e-4
 
-    reads: int = option(
-        3, "m, blocks that it reads, from the first to the last; of fewer, all"
-    )
+    reads: int = option(3, "m, blocks that it reads, from the first to the last; of fewer, all")
     width: int = option(64, "features inside it, a multiple of `heads`")
     layers: int = option(2, "narrow transformer layers at each block that it reads")
     heads: int = option(4, "attention heads of those layers")
