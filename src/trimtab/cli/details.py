@@ -18,7 +18,6 @@ def of_method(name: str, row: dict[str, Any]) -> Iterator[str]:
     """Its docstring, every column of the table, and its options."""
     cls = lookup(name)
     yield from _told(cls)
-    yield ""
     yield from (f"{column}: {cell}" for column, cell in _columns(name, row).items())
     yield f"paper: {row['paper'] or '–'}"
     package = cls.__module__.partition(".")[0]
@@ -50,10 +49,10 @@ def of_recipe(name: str, row: dict[str, Any]) -> Iterator[str]:
 
 
 def _told(cls: type[Method]) -> Iterator[str]:
-    """What the method's file says of it."""
-    yield from inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or "").split(
-        "\n"
-    )
+    """What the method's file says of it: equations as they are, each paragraph as one line."""
+    for paragraph in _paragraphs(sys.modules[cls.__module__].__doc__ or cls.__doc__):
+        yield paragraph if paragraph.startswith(" ") else " ".join(paragraph.split())
+        yield ""
 
 
 def meanings(cls: type[Method]) -> dict[str, str]:
@@ -74,6 +73,10 @@ def meanings(cls: type[Method]) -> dict[str, str]:
 
 def _split(text: str | None) -> Iterator[str]:
     """The sentences of a docstring, without its equations."""
-    for paragraph in inspect.cleandoc(text or "").split("\n\n"):
+    for paragraph in _paragraphs(text):
         if not paragraph.startswith(" "):
             yield from re.split(r"(?<=[.;])\s+", " ".join(paragraph.split()))
+
+
+def _paragraphs(text: str | None) -> list[str]:
+    return inspect.cleandoc(text or "").split("\n\n")
