@@ -17,7 +17,6 @@ def of_method(name: str, row: dict[str, Any]) -> Iterator[str]:
     """Its docstring, every column of the table, and its options."""
     cls = lookup(name)
     yield from _told(cls)
-    yield ""
     yield from (f"{column}: {cell}" for column, cell in _columns(name, row).items())
     yield f"paper: {row['paper'] or '–'}"
     package = cls.__module__.partition(".")[0]
@@ -48,7 +47,8 @@ def of_recipe(name: str, row: dict[str, Any]) -> Iterator[str]:
 
 
 def _told(cls: type[Method]) -> Iterator[str]:
-    """What the method's file says of it."""
-    yield from inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or "").split(
-        "\n"
-    )
+    """What the method's file says of it: equations as they are, each paragraph as one line."""
+    told = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or "")
+    for paragraph in told.split("\n\n"):
+        yield paragraph if paragraph.startswith(" ") else " ".join(paragraph.split())
+        yield ""

@@ -5,15 +5,12 @@ go when it is done, and a line where stderr is none.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
-
-Track = Callable[[Iterable[Any], str], Iterable[Any]]
-"""(items, what is done with them) -> the same items, while somebody may count them."""
 
 
 class Phases:

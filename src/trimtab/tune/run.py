@@ -82,7 +82,7 @@ def tune(config: Config, *, resume: bool = False, quiet: bool = False) -> dict[s
             run.abandon()
         raise
     memory, tokens = train(work.session, adapter, run, work.encoded, work.cached, quiet)
-    _run(work, "adapted")
+    _measure(work, "adapted")
     store.save(work.session.model, run.adapter)
     with phases.doing("writing the report"):
         return results.conclude(work, memory, tokens, time.perf_counter() - began)
@@ -157,7 +157,7 @@ def _baselines(work: Work) -> None:
                 "head only was not measured: the head takes more than one vector a text"
             )
             work.cached = None
-            _run(work, "base")
+            _measure(work, "base")
             return
         work.cached[split] = found
     head = features.head_of(session.model)
@@ -174,7 +174,7 @@ def _baselines(work: Work) -> None:
     _keep(work, "head", [features.apply(work.probed, split) for split in held_out])
 
 
-def _run(work: Work, row: str) -> None:
+def _measure(work: Work, row: str) -> None:
     """What the model gives as it is now, on what was held out: a row of the table."""
     work.outputs[row] = {
         split: work.session.logits(work.encoded[split], f"evaluating {row} on {split}")
@@ -215,7 +215,7 @@ def _attach(work: Work) -> Adapter:
         choose_attention(session, _step(work, adapter))
     if config.attention != attention:  # the base's figures are those of the one that stays
         adapt.activate(session.model, None)
-        _run(work, "base")
+        _measure(work, "base")
         adapt.activate(session.model, adapter.name)
     work.run.write_config(config)
     return adapter
