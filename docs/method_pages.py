@@ -5,12 +5,12 @@ All of it follows from the method's file and from what `trimtab methods` finds b
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import sys
 from typing import Any
 
-from trimtab.core.method import Combine, Method, Selection
+from trimtab.core.method import Combine, Composite, Method, Selection
+from trimtab.core.options import options
 from trimtab.core.registry import lookup
 from trimtab.core.training import scheduled
 
@@ -22,18 +22,49 @@ CAN = {
     "mixable": "mixed",
 }
 
+NEEDS = {
+    "over": "other adapters on the model, named by `over`",
+    "task_ids": "the task of each example, as `task_ids` of the call (see [loops](../loops.md))",
+}
+OF_ATTACH = (
+    "The rest is said to `attach`: where it acts (`to=`, see [sites](../sites.md)), what trains "
+    "whole beside it (`train=`), other options at some sites (a plan, see "
+    "[compositions](../compositions.md))."
+)
+MODEL = """\
+import copy
+
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+import trimtab
+
+sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+config = BertConfig(**sizes, num_attention_heads=4, vocab_size=100, num_labels=3)
+pretrained = BertForSequenceClassification(config).eval()  # as from_pretrained gives it
+
+
+def fresh():
+    return copy.deepcopy(pretrained)
+
+
+model = fresh()
+batch = {"input_ids": torch.randint(3, 100, (2, 7)), "labels": torch.tensor([0, 2])}
+"""
+
 
 def page(name: str, row: dict[str, Any], measured: dict[str, Any] | None) -> str:
     cls = lookup(name)
     law, use = words(cls)
     lines = [f"# {name}", "", f"`trimtab.{cls.__name__}`: {_first(cls)}", ""]
     lines += ["```", law, "```", "", use, "", "## Options", "", *_options(cls)]
-    lines += ["", "## What it does", "", *_facts(row, measured), "", "## Example", ""]
+    lines += ["", "## What it does", "", *_facts(cls, row, measured), "", "## Example", ""]
     lines += [
-        "`model` is any model with the places that it acts on, here a small BERT with a classifier",
-        "named `classifier`; `fresh()` opens the same base again; `batch` has inputs and labels.",
+        "The model is a tiny BERT with random weights, so that the program runs as it stands, in",
+        "seconds; one of yours comes from `from_pretrained`. `fresh()` gives the same base again.",
         "",
         "```python",
+        MODEL,
         example(cls(), row),
         "```",
     ]
@@ -55,22 +86,35 @@ def _first(cls: type[Method]) -> str:
 
 
 def _options(cls: type[Method]) -> list[str]:
-    fields = dataclasses.fields(cls)
-    if not fields:
-        return ["None."]
-    kinds = [str(one.type).replace("|", "\\|") for one in fields]  # a bar would end the cell
+    found = options(cls)
+    rest = [] if issubclass(cls, Selection | Composite) else ["", OF_ATTACH]
+    if not found:
+        return ["None of its own.", *rest]
     rows = [
-        f"| `{one.name}` | `{kind}` | `{one.default!r}` |"
-        for one, kind in zip(fields, kinds, strict=True)
+        f"| `{one.name}` | `{_cell(one.type)}` | `{one.default!r}` | {_cell(one.meaning)} |"
+        for one in found
     ]
-    return ["| option | type | default |", "|---|---|---|", *rows]
+    table = ["| option | type | default | meaning |", "|---|---|---|---|", *rows]
+    return [*table, *rest]
 
 
-def _facts(row: dict[str, Any], measured: dict[str, Any] | None) -> list[str]:
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")  # a bar would end the cell
+
+
+def _where(cls: type[Method], row: dict[str, Any]) -> str:
+    if issubclass(cls, Selection):
+        return "the base's own parameters, in place"
+    at = f"at {', '.join(row['targets'])}"
+    if issubclass(cls, Combine):
+        at = "where those adapters act"
+    return f"{', '.join(row['layers'])}; by default {at}"
+
+
+def _facts(cls: type[Method], row: dict[str, Any], measured: dict[str, Any] | None) -> list[str]:
     can = [words for key, words in CAN.items() if row[key]]
     lines = [
-        f"- Acts on: {', '.join(row['layers']) or 'the base’s own parameters'}; by default at "
-        f"{', '.join(row['targets']) or 'no site'}.",
+        f"- Acts on: {_where(cls, row)}.",
         f"- Can be {', '.join(can) or 'neither merged nor combined'}.",
         f"- Learning rate: {row['learning_rate']:g}.",
     ]
@@ -84,7 +128,7 @@ def _facts(row: dict[str, Any], measured: dict[str, Any] | None) -> list[str]:
     if row["quantised"]:
         lines.append(f"- Stands over quantised bases: {', '.join(row['quantised'])}.")
     if row["needs"]:
-        lines.append(f"- Needs {' and '.join(row['needs'])}.")
+        lines.append(f"- Needs {' and '.join(NEEDS.get(one, one) for one in row['needs'])}.")
     files = f"`{row['hf_peft']}`, both ways" if row["hf_peft"] else "no such method there"
     return [*lines, f"- HF PEFT's files: {files}."]
 
@@ -92,14 +136,19 @@ def _facts(row: dict[str, Any], measured: dict[str, Any] | None) -> list[str]:
 def example(method: Method, row: dict[str, Any]) -> str:
     """A program from attaching to the restored adapter."""
     lr = f"{row['learning_rate']:g}"
-    lines = ["import torch", "", "import trimtab", ""]
+    lines = []
     if method.base:
         lines += [f'trimtab.quantise(model, "{method.base}")']
     lines += _attached(method)
     if method.unready():
         lines += ["trimtab.init.fisher(model, [batch])  # the places of its values, from data"]
     lines += ["", f"optimizer = torch.optim.AdamW(trimtab.parameters(model), lr={lr})"]
-    lines += ["for step in range(1, 4):", *_indented(_loss(method)), "    loss.backward()"]
+    lines += [
+        "model.train()",
+        "for step in range(1, 4):",
+        *_indented(_loss(method)),
+        "    loss.backward()",
+    ]
     if scheduled(method) and not method.unready():
         lines += ["    trimtab.after_backward(model, step, 3)"]
     lines += ["    optimizer.step()", "    optimizer.zero_grad()", ""]

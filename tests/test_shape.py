@@ -72,7 +72,7 @@ def test_a_method_of_another_package(tmp_path: Path) -> None:
         )
         return answer.stdout
 
-    rows = json.loads(run(sys.executable, "-m", "trimtab", "methods", "--json"))
+    rows = json.loads(run(sys.executable, "-m", "trimtab", "methods", "rank-one", "--json"))
     assert rows["rank-one"]["mergeable"]
     assert rows["rank-one"]["parameters"] == 2 * 768
     print(run(sys.executable, "-c", SAVED.format(folder=tmp_path / "adapter")))

@@ -101,7 +101,12 @@ def train(trial: Trial, run: Run) -> float:
     began = time.perf_counter()
     if run.build().unready():  # its places are chosen from data first
         some = [torch.tensor(rows) for rows in trial.batches(run.seed, CHOOSING // 16)]
-        fisher(trial.model, some, lambda _, rows: trial.loss(rows.tolist()), examples=CHOOSING)
+        fisher(
+            trial.model,
+            some,
+            loss=lambda _, rows: trial.loss(rows.tolist()),
+            examples=CHOOSING,
+        )
     trial.model.train()
     optimizer = torch.optim.AdamW(parameters(trial.model, lr=run.lr), weight_decay=0.0)
     warm = max(1, math.ceil(WARMUP * run.steps))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TypeGuard
 
@@ -15,6 +16,7 @@ from trimtab.core import sharded
 from trimtab.core.adapter import RECORD, Adapter, Record, carries, intact, record, unwrap
 from trimtab.core.compose import Composition, Route, Stack, order
 from trimtab.core.errors import InputError, SiteNotFound, StateError
+from trimtab.core.heads import drawn
 from trimtab.core.host import Companion, Host
 from trimtab.core.method import Combine, Method, Prefix, Prompt, Selection
 from trimtab.core.site import Site
@@ -67,10 +69,30 @@ def attach(
                 raise InputError(
                     f"{method.name} chooses its parameters: leave `to` and `train` out"
                 )
-            return install(model, record_, select(model, method, name))
-        pairs = choose(model, method, to, train)
-        require_parts(model, pairs)
-        return install(model, record_, place(model, record_, name, build(model, pairs)))
+            adapter = install(model, record_, select(model, method, name))
+        else:
+            pairs = choose(model, method, to, train)
+            require_parts(model, pairs)
+            _refuse_unused(pairs)
+            adapter = install(model, record_, place(model, record_, name, build(model, pairs)))
+    if frozen := _left_at_random(model, record_):
+        warnings.warn(
+            f"the checkpoint held no values for {', '.join(map(repr, frozen))}: transformers drew "
+            f"them at random, and they stay so, for no adapter trains them. Attach with "
+            f"train={frozen!r} to train them beside the method",
+            stacklevel=2,
+        )
+    return adapter
+
+
+def _left_at_random(model: nn.Module, record_: Record) -> list[str]:
+    """A new head at which no adapter acts."""
+    touched = [name for one in record_.adapters.values() for name in (*one.hosts, *one.selected)]
+    return [
+        head
+        for head in drawn(model)
+        if not any(f"{name}.".startswith(f"{head}.") for name in touched)
+    ]
 
 
 def refuse_wrapped(model: nn.Module) -> None:
@@ -168,6 +190,16 @@ def require_parts(model: nn.Module, pairs: Sequence[tuple[Site, Method]]) -> Non
                     f"{method.name} combines outputs, and {one!r} puts something before the input: "
                     "use Stack or Route for prompts and prefixes"
                 )
+
+
+def _refuse_unused(pairs: Sequence[tuple[Site, Method]]) -> None:
+    """What has no effect at any site is refused where it is asked for; files may hold it."""
+    grouped: dict[Method, list[Site]] = {}
+    for site, method in pairs:
+        grouped.setdefault(method, []).append(site)
+    for method, where in grouped.items():
+        if (why := method.unused(where)) is not None:
+            raise InputError(f"{method.name}: {why}")
 
 
 def select(model: nn.Module, method: Selection, name: str) -> Adapter:

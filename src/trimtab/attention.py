@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from trimtab.core.call import Call, repeated
 from trimtab.core.errors import InputError, StateError
+from trimtab.core.extends import EXTENDED, OURS
 from trimtab.core.front import gathered
 from trimtab.core.host import Companion
 from trimtab.core.layout import runs
-from trimtab.core.method import EXTENDED, OURS, Prefix
+from trimtab.core.method import Prefix
 from trimtab.core.walk import plain, walk
 
 

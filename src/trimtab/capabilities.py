@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -18,7 +21,7 @@ from trimtab.core.compose import Mix
 from trimtab.core.counts import summary
 from trimtab.core.errors import TrimtabError
 from trimtab.core.method import Combine, Composite, Method, Selection
-from trimtab.core.registry import methods
+from trimtab.core.registry import lookup, methods
 from trimtab.core.training import parameters
 from trimtab.match import sites
 from trimtab.quant import FORMATS, quantise
@@ -58,11 +61,40 @@ TRANSFORMER = "BERT, 2 blocks of width 768"
 
 def table() -> dict[str, dict[str, Any]]:
     """Every registered method: what it acts on, what can be done with it, files, cost."""
-    logging.disable(logging.WARNING)  # libraries of quantised maps tell what they could not load
+    return dict(rows(methods()))
+
+
+def rows(names: Iterable[str], jobs: int = 1) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(method, its row), each as soon as it is found, in `jobs` processes; the same whichever
+    others are asked for."""
+    classes = {name: lookup(name) for name in names}
+    if jobs == 1:
+        yield from ((name, _row(cls)) for name, cls in classes.items())
+        return
+    local = {name for name, cls in classes.items() if "<locals>" in cls.__qualname__}
+    shared = [cls for name, cls in classes.items() if name not in local]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        found = pool.map(_row, shared)
+        yield from ((n, _row(cls) if n in local else next(found)) for n, cls in classes.items())
+
+
+def _row(cls: type[Method]) -> dict[str, Any]:
+    with _undisturbed():
+        return capabilities(cls())
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """For tiny models: random numbers of their own, one thread, for several would only wait for
+    each other, and no word from libraries of quantised maps on what they could not load."""
+    threads = torch.get_num_threads()
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
     try:
         with own_random_numbers():
-            return {name: capabilities(cls()) for name, cls in methods().items()}
+            yield
     finally:
+        torch.set_num_threads(threads)
         logging.disable(logging.NOTSET)
 
 

@@ -11,7 +11,7 @@ from trimtab.core.adapter import Record, carries, record
 from trimtab.core.errors import InputError, SiteNotFound, nearest
 from trimtab.core.method import Combine, Composite, Method, Selection
 from trimtab.core.site import Site
-from trimtab.match import Target, match, sites
+from trimtab.match import Target, among, sites
 from trimtab.methods.whole import Whole
 
 Methods = Method | Sequence[Method]
@@ -79,14 +79,15 @@ def _pairs(
         raise InputError("a plan names its own targets: leave `to` out")
     if to is not None and len(plan) > 1:
         raise InputError("several methods have a target each: give a plan, and leave `to` out")
-    held = {site.name: site for site in _trained_whole(model, train)}
+    known = sites(model)
+    held = {site.name: site for site in _trained_whole(known, train)}
     taken: dict[str, object] = dict.fromkeys(held, Whole.name)
     pairs: list[tuple[Site, Method]] = [(site, Whole()) for site in held.values()]
     for place_, (target, one) in enumerate(plan):
         group = target if target is not None else place_
         wanted = target if target is not None else to
         wanted = _own(model, one) if wanted is None else wanted
-        for site in match(model, wanted, one):
+        for site in among(known, wanted, one):
             owner = taken.get(site.name)
             if owner is None or owner == group or (target is None and owner != Whole.name):
                 taken[site.name] = group
@@ -95,7 +96,7 @@ def _pairs(
         raise SiteNotFound(
             "every site that the target names is trained whole: nothing is left for it"
         )
-    ordered = {site.name: index for index, site in enumerate(sites(model))}
+    ordered = {site.name: index for index, site in enumerate(known)}
     return sorted(pairs, key=lambda pair: ordered[pair[0].name])
 
 
@@ -117,9 +118,8 @@ def _holds(site: Site) -> bool:
     return any(True for _ in site.module.parameters(recurse=False)) or site.parameter is not None
 
 
-def _trained_whole(model: nn.Module, train: Sequence[str]) -> list[Site]:
+def _trained_whole(known: list[Site], train: Sequence[str]) -> list[Site]:
     """The modules with parameters of their own within each named module."""
-    known = sites(model)
     found: list[Site] = []
     for name in train:
         full = {s.name for s in known if f".{s.name}".endswith(f".{name}")}

@@ -249,13 +249,17 @@ def match(model: nn.Module, target: Target, method: Method) -> list[Site]:
     the end of it. A list is the union. Raises `SiteNotFound` where one of them finds nothing, and
     `InputError` where there is none.
     """
+    return among(sites(model), target, method)
+
+
+def among(known: list[Site], target: Target, method: Method) -> list[Site]:
+    """`match`, of sites that are listed already: listing them goes over the whole model."""
     asked = list(_each(target))
     if not asked or "" in asked:
         raise InputError(
             f"{method.name}: the target {target!r} is empty, and names nothing: give a role, a "
             "name or a pattern, or leave it out for the method's own"
         )
-    known = sites(model)
     wanted: set[str] = set()
     for one in asked:
         named = [site for site in known if _selects(one, site)]

@@ -14,6 +14,7 @@ import pytest
 
 import trimtab
 from trimtab.cli.app import app
+from trimtab.cli.methods import _table
 from trimtab.recipes import RECIPES
 
 Cli = Callable[..., Any]
@@ -49,7 +50,10 @@ def test_tune_prints_a_table(flags: list[str], tmp_path: Path, cli: Cli) -> None
     assert outcome.code == 0
     for row in ("accuracy", "base, as loaded", "head only", "lora", "report:"):
         assert row in outcome.out
-    assert "step 2/2" in outcome.err
+    phases = ["reading", "opening minilm", "counting tokens", "encoding the texts"]
+    phases += ["running the base over train", "training the head alone", "step 2/2"]
+    phases += ["evaluating adapted on test", "writing the report"]
+    assert sorted(phases, key=outcome.err.index) == phases
 
 
 def test_eval_as_text_and_json(run: str, metrics: dict[str, Any], cli: Cli) -> None:
@@ -60,9 +64,12 @@ def test_eval_as_text_and_json(run: str, metrics: dict[str, Any], cli: Cli) -> N
         json.loads(cli("eval", run, "--split", "validation", "--json").out)["value"]
         == (metrics["validation"])
     )
-    text = cli("eval", run).out
-    assert f"adapted: accuracy {metrics['test']['value']:.4f} [" in text
-    assert "gain over base, paired" in text
+    told = cli("eval", run)
+    assert f"adapted: accuracy {metrics['test']['value']:.4f} [" in told.out
+    assert f"base: accuracy {metrics['baselines']['base']['value']:.4f} [" in told.out
+    assert "gain over base, paired" in told.out
+    assert "opening minilm" in told.err
+    assert "evaluating base" in told.err
 
 
 def test_eval_on_new_data(run: str, reviews: Path, tmp_path: Path, cli: Cli) -> None:
@@ -120,7 +127,7 @@ def test_inspect_a_folder_of_hf_peft(tmp_path: Path, cli: Cli) -> None:
     assert "LORA" in text
 
 
-def test_methods_lists_every_method(cli: Cli) -> None:
+def test_methods_lists_every_method(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = cli("methods", "--json")
     assert (outcome.code, outcome.err) == (0, "")
     rows = json.loads(outcome.out)
@@ -128,13 +135,16 @@ def test_methods_lists_every_method(cli: Cli) -> None:
     assert {name for name, row in rows.items() if row["kind"] == "recipe"} == set(RECIPES)
     assert rows["lora"]["hf_peft"] == "LORA"
     assert rows["lora"]["parameters"] == 2 * 8 * 768
-    shown = cli("methods").out
+    capsys.readouterr()
+    _table(rows)
+    shown = capsys.readouterr().out
     assert all(name in shown for name in rows)
+    assert all(f"{row['parameters']:,}" in shown for row in rows.values() if row.get("parameters"))
 
 
 def test_a_reader_that_leaves_ends_in_silence() -> None:
-    """`trimtab methods --json | head -0`."""
-    command = [sys.executable, "-m", "trimtab", "methods", "--json"]
+    """`trimtab methods ia3 --json | head -0`."""
+    command = [sys.executable, "-m", "trimtab", "methods", "ia3", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.close()

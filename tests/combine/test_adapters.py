@@ -222,6 +222,52 @@ def test_biases_are_combined_and_one_head_is_taken_over() -> None:
     torch.testing.assert_close(ours(ids), alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["linear", "cat", "svd"])
+def test_modules_trained_whole_are_averaged_by_the_weights(method: str) -> None:
+    """As a soup: by shares of one, whatever the weights sum to; of those that trained it."""
+    ours = net()
+    for name, train in (("a", ["last", "norm"]), ("b", ["last"]), ("c", [])):
+        fill(ours, trimtab.attach(ours, trimtab.LoRA(rank=2), ["first"], name=name, train=train))
+    weights = {"a": 3.0, "b": 1.0, "c": 4.0}
+    trimtab.combine.adapters(ours, weights, into="new", method=method)
+    tensors = {name: ours._trimtab.adapter(name).tensors() for name in ("a", "b", "new")}
+    for leaf in ("weight", "bias"):
+        a, b, new = (tensors[name][f"last.whole.{leaf}"] for name in ("a", "b", "new"))
+        torch.testing.assert_close(new, 0.75 * a + 0.25 * b)
+        assert torch.equal(tensors["new"][f"norm.whole.{leaf}"], tensors["a"][f"norm.whole.{leaf}"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_heads_under_every_way(method: str) -> None:
+    """A mean, or a refusal by name; one head is taken over whatever the way."""
+    ours, density = net(), None if method in ("svd", "linear", "cat") else 0.5
+    for name in "ab":
+        train = ["last"]
+        fill(ours, trimtab.attach(ours, trimtab.LoRA(rank=2), ["first"], name=name, train=train))
+    fill(ours, trimtab.attach(ours, trimtab.LoRA(rank=2), ["first"], name="c"))
+    options: Any = {"method": method, "density": density}
+    trimtab.combine.adapters(ours, {"a": 0.5, "c": 0.5}, into="one", **options)
+    if density is None:
+        trimtab.combine.adapters(ours, {"a": 0.5, "b": 0.5}, into="two", **options)
+        with pytest.raises(trimtab.InputError, match=r"takes weights above 0, not \[1.0, -0.5\]"):
+            trimtab.combine.adapters(ours, {"a": 1.0, "b": -0.5}, into="less", **options)
+    else:
+        with pytest.raises(trimtab.InputError, match=rf"whole by 'a' and 'b', and {method} keeps"):
+            trimtab.combine.adapters(ours, {"a": 0.5, "b": 0.5}, into="two", **options)
+
+
+def test_biases_alone_need_no_rank() -> None:
+    ours = net()
+    for name in "ab":
+        fill(ours, trimtab.attach(ours, trimtab.BitFit(), name=name))
+    with pytest.raises(trimtab.InputError, match="rank: none of the adapters changes a matrix"):
+        trimtab.combine.adapters(ours, {"a": 0.5, "b": 0.5}, into="new", rank=3)
+    trimtab.combine.adapters(ours, {"a": 0.5, "b": 0.5}, into="new")
+    tensors = {name: ours._trimtab.adapter(name).tensors() for name in ("a", "b", "new")}
+    for key, shift in tensors["new"].items():
+        torch.testing.assert_close(shift, 0.5 * tensors["a"][key] + 0.5 * tensors["b"][key])
+
+
 def test_it_trains_is_saved_and_read_by_hf_peft(tmp_path: Path) -> None:
     ours, ids = three((2, 5, 3)), torch.randint(0, 20, (4, 6))
     trimtab.combine.adapters(ours, WEIGHTS, into="new", method="cat")
@@ -242,6 +288,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "text for a density": ({"method": "ties", "density": "0.5"}, "not '0.5'"),
     "a fraction of a rank": ({"method": "svd", "rank": 2.5}, "a whole number"),
     "no sign is elected": ({"method": "linear", "sign": "frequency"}, "leave sign out"),
+    "nothing is drawn": ({"method": "svd", "seed": 3}, "svd draws nothing at random"),
+    "a seed of what is largest": (
+        {"method": "ties", "density": 0.5, "seed": 3},
+        "ties draws nothing at random: leave seed out",
+    ),
     "no density": ({"method": "ties"}, r"density must lie in \(0, 1\], not None"),
     "density": ({"method": "ties", "density": 1.5}, r"\(0, 1\], not 1.5"),
     "no density is used": ({"method": "cat", "density": 0.5}, "leave density out"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import cases
@@ -162,7 +163,8 @@ def by_peft(data: list[Tensor], mode: str) -> Any:
 
 @pytest.mark.parametrize("mode", ["ipm", "kpm"])
 def test_corda_as_hf_peft_finds_it(mode: str) -> None:
-    data, x = batches(), torch.randn(5, 12)
+    """Of one batch, whose scale does not matter to the product; of several, HF PEFT scales each."""
+    data, x = [torch.cat(batches())], torch.randn(5, 12)
     theirs = by_peft(data, mode)
     ours = net()
     adapter = trimtab.attach(ours, METHOD, TARGETS)
@@ -172,7 +174,32 @@ def test_corda_as_hf_peft_finds_it(mode: str) -> None:
         product = delta.method.scale * delta.B @ delta.A
         torch.testing.assert_close(product, of_peft(theirs, site), rtol=1e-3, atol=1e-4)
         A = theirs.get_submodule(f"base_model.model.{site}").lora_A.default.weight
-        near(delta.A, A, 1e-2)
+        near(*(one / one.norm() for one in (delta.A, A)), 1e-2)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-20, 1e25])
+@pytest.mark.parametrize("mode", ["ipm", "kpm"])
+def test_corda_is_its_equation(mode: str, size: float) -> None:
+    """C is that of all rows alike, however they are cut into batches, of any size."""
+    rows = torch.cat([part * scale for part, scale in zip(batches(), (1, 0.1, 5, 1), strict=True)])
+    found = []
+    for data in ([rows], list(rows.split(30)), [rows[100:], rows[:100]]):
+        model = net()
+        adapter = trimtab.attach(model, METHOD, ["left"])
+        init.corda(model, [part * size for part in data], mode=mode)
+        found.append(adapter.members[0])
+    W, X = net().left.weight.detach().double(), rows.double()
+    C = X.T @ X / len(X)
+    C = C + 0.01 * C.diagonal().mean() * torch.eye(12)  # what makes it invertible
+    U, S, V = torch.linalg.svd(W @ C, full_matrices=False)
+    part = slice(0, 4) if mode == "ipm" else slice(8, 12)
+    product = U[:, part] * S[part] @ V[part] @ torch.linalg.inv(C)
+    root = (S[part] / METHOD.scale).sqrt()[:, None]
+    A = root * V[part] @ torch.linalg.inv(C)
+    for delta in found:
+        ours = delta.method.scale * delta.B @ delta.A
+        torch.testing.assert_close(ours, product.float(), rtol=1e-3, atol=1e-4)
+        near(delta.A * size, A.float(), 1e-2)
 
 
 def test_corda_refuses_other_modes_and_no_data() -> None:
@@ -180,8 +207,9 @@ def test_corda_refuses_other_modes_and_no_data() -> None:
     trimtab.attach(model, METHOD, TARGETS)
     with pytest.raises(trimtab.InputError, match="not 'both'"):
         init.corda(model, batches(), mode="both")
-    with pytest.raises(trimtab.InputError, match="'left' saw no inputs"):
-        init.corda(model, [])
+    for data in ([], [torch.zeros(5, 12)], [torch.full((5, 12), torch.inf)]):
+        with pytest.raises(trimtab.InputError, match="'left' saw no inputs, none but zeros"):
+            init.corda(model, data)
 
 
 @pytest.mark.parametrize("niter", [None, 8])
@@ -234,6 +262,33 @@ def test_lora_ga_names_what_is_missing() -> None:
     trimtab.attach(model, trimtab.LoRA(rank=6), TARGETS, name="wide")
     with pytest.raises(trimtab.InputError, match="twice the rank at 'out' is 12"):
         init.lora_ga(model, batches(), "wide")
+
+
+@pytest.mark.parametrize("start", ["eva", "corda", "lora_ga", "fisher"])
+@pytest.mark.parametrize("one", ["mapping", "tensor", "text", "number"])
+def test_one_batch_is_not_several(start: str, one: str) -> None:
+    """Its rows, or its arguments' names, would be taken for batches."""
+    x = torch.randn(5, 12)
+    given = {"mapping": {"x": x, "labels": x[:, 0]}, "tensor": x, "text": "x", "number": 3}[one]
+    model = net()
+    trimtab.attach(model, trimtab.SHiRA(rank=1) if start == "fisher" else METHOD, TARGETS)
+    with pytest.raises(trimtab.InputError, match=r"an iterable of batches.* give \[batch\]"):
+        getattr(init, start)(model, given)
+
+
+def test_all_starts_take_their_arguments_in_one_order() -> None:
+    """(model, what it starts from, name), and by keyword what else there is."""
+    for function in vars(init).values():
+        if not inspect.isfunction(function) or function.__name__ in ("alternate", "nf4"):
+            continue
+        parameters = list(inspect.signature(function).parameters.values())
+        by_place = [one for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
+        names = [one.name for one in by_place]
+        assert (names[0], names[-1], by_place[-1].default) == ("model", "name", None)
+        assert names[1:-1] in ([], ["batches"], ["floats"]), function.__name__
+        rest = parameters[len(by_place) :]
+        assert all(one.kind is one.KEYWORD_ONLY for one in rest)
+        assert all(one.default is not one.empty for one in rest)
 
 
 @pytest.mark.parametrize("start", ["eva", "corda", "lora_ga"])

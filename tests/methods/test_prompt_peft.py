@@ -101,7 +101,8 @@ def test_p_tuning(name: str, encoder: str) -> None:
     made |= {"num_transformer_submodules": 1}
     theirs = peers(name, peft.PromptEncoderConfig, **made, encoder_hidden_size=12)
     ours = tiny(name)
-    method = trimtab.PTuning(length=N, encoder=encoder, hidden=12, keep=_keep(name))
+    hidden = {} if encoder == "none" else {"hidden": 12}
+    method = trimtab.PTuning(length=N, encoder=encoder, **hidden, keep=_keep(name))
     if encoder == "none":
         put(ours, method, saved(theirs))
     else:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import trimtab
 from trimtab.core.adapter import Adapter
 from trimtab.init import fisher
+from trimtab.tune.schedule import Schedule
 
 X, Y = torch.randn(24, 20), torch.randint(0, 10, (24,))
 
@@ -57,7 +58,7 @@ def masks(adapter: Adapter) -> list[Tensor]:
 def test_fish_takes_the_largest_of_all_sites(examples: int) -> None:
     model = base()
     adapter = trimtab.attach(model, trimtab.Fish(density=0.2), ["0", "2"])
-    assert fisher(model, batches(), loss, examples=examples) is adapter
+    assert fisher(model, batches(), loss=loss, examples=examples) is adapter
     expected = torch.cat([one.flatten() for one in information(examples)])
     least = expected.topk(round(0.2 * 900)).values[-1]
     assert torch.equal(torch.cat([mask.flatten() for mask in masks(adapter)]), expected >= least)
@@ -67,9 +68,9 @@ def test_fish_takes_the_largest_of_all_sites(examples: int) -> None:
 def test_what_was_chosen_trains_and_is_saved(tmp_path: Path) -> None:
     model = base()
     adapter = trimtab.attach(model, trimtab.Fish(density=0.05), ["0", "2"])
-    optimizer = torch.optim.AdamW(trimtab.parameters(model), lr=0.1)
     start = loss(model.train(), (X, Y)).item()
-    fisher(model, batches(), loss)
+    fisher(model, batches(), loss=loss)
+    optimizer = torch.optim.AdamW(trimtab.parameters(model), lr=0.1)
     counts = [method.count for _, method in adapter.entries]  # type: ignore[attr-defined]
     assert sum(counts) == 45
     assert 0 in counts  # a site may have none
@@ -89,10 +90,48 @@ def test_what_was_chosen_trains_and_is_saved(tmp_path: Path) -> None:
     assert sum(int(one.sum()) for one in changed) == 45
 
 
+@pytest.mark.parametrize("method", [trimtab.Fish(density=0.05), trimtab.SHiRA(rank=1)])
+def test_a_run_that_is_gone_on_with_is_the_run_without_a_stop(method: Any, tmp_path: Path) -> None:
+    """Places, values and the optimizer's state are restored to the bit; nothing is chosen anew."""
+
+    def steps(model: nn.Module, optimizer: Any, which: range) -> None:
+        for step in which:
+            loss(model.train(), batches()[step % 2]).backward()
+            trimtab.after_backward(model, step, 8)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def made(model: nn.Module) -> Any:
+        return torch.optim.AdamW(trimtab.parameters(model), lr=0.1)
+
+    model = base()
+    adapter = trimtab.attach(model, method, ["0", "2"])
+    fisher(model, batches(), loss=loss)
+    places, optimizer = masks(adapter), made(model)
+    steps(model, optimizer, range(1, 5))
+    trimtab.save(model, tmp_path)
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    steps(model, optimizer, range(5, 9))
+
+    other = base()
+    torch.manual_seed(9)
+    again = trimtab.load(other, tmp_path, trainable=True)
+    assert [method for _, method in again.entries] == [method for _, method in adapter.entries]
+    assert all(torch.equal(a, b) for a, b in zip(masks(again), places, strict=True))
+    resumed = made(other)
+    resumed.load_state_dict(torch.load(tmp_path / "optimizer.pt"))
+    steps(other, resumed, range(5, 9))
+    ours, theirs = again.tensors(), adapter.tensors()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert any(bool(tensor.any()) for name, tensor in ours.items() if name.endswith("values"))
+    assert torch.equal(other(X), model(X))
+
+
 def test_shira_keeps_its_number_at_each_site() -> None:
     model = base()
     adapter = trimtab.attach(model, trimtab.SHiRA(rank=2), ["0", "2"])
-    fisher(model, batches(), loss)
+    fisher(model, batches(), loss=loss)
     for mask, score, count in zip(masks(adapter), information(), (100, 80), strict=True):
         assert torch.equal(mask, score >= score.flatten().topk(count).values[-1])
     assert {method for _, method in adapter.entries} == {trimtab.SHiRA(rank=2, mask="data")}
@@ -118,15 +157,39 @@ def test_batches_of_a_model_that_computes_its_loss() -> None:
 def test_training_without_the_choice_is_refused(tmp_path: Path) -> None:
     model = base()
     trimtab.attach(model.train(), trimtab.Fish(), ["0"])
-    loss(model, (X, Y)).backward()
-    with pytest.raises(trimtab.StateError, match=r"places are random: trimtab.init.fisher"):
+    with pytest.raises(trimtab.StateError, match=r"places are random: call trimtab.init.fisher"):
+        trimtab.parameters(model)
+    with pytest.raises(trimtab.StateError, match="'default', fish: its places are random"):
+        Schedule().on_train_begin(None, None, None, model=model)
+    loss(model, (X, Y)).backward()  # past all of these
+    with pytest.raises(trimtab.StateError, match=r"places are random: call trimtab.init.fisher"):
         trimtab.after_backward(model, 1, 2)
     with pytest.warns(UserWarning, match=r"trained before it was ready: fish: its places are"):
         trimtab.save(model, tmp_path)
 
 
+@pytest.mark.parametrize("ready", [False, True])
+def test_what_does_not_train_need_not_be_ready(ready: bool, tmp_path: Path) -> None:
+    """A file with random places, or with chosen ones, to be used as it is."""
+    model = base()
+    trimtab.attach(model, trimtab.Fish(), ["0"])
+    if ready:
+        fisher(model, batches(), loss=loss)
+    trimtab.save(model, tmp_path)
+    other = base()
+    trimtab.load(other, tmp_path)
+    assert trimtab.parameters(other) == []
+    trimtab.detach(other)
+    trimtab.load(other, tmp_path, trainable=True)
+    if ready:
+        assert len(trimtab.parameters(other)) == 1
+    else:
+        with pytest.raises(trimtab.StateError, match="places are random"):
+            trimtab.parameters(other)
+
+
 def trained(model: nn.Module) -> None:
-    for parameter in trimtab.parameters(model):
+    for parameter in model._trimtab.adapter(None).parameters():
         parameter.data += 1
 
 
@@ -134,7 +197,12 @@ NOT_NOW: dict[str, tuple[Any, Any, Any, str]] = {
     "no places": (trimtab.LoRA(), None, batches(), "has no places to choose"),
     "trained": (trimtab.Fish(), trained, batches(), "was trained: its places are chosen before"),
     "inactive": (trimtab.Fish(), lambda m: trimtab.activate(m, None), [], "is not active"),
-    "twice": (trimtab.Fish(), lambda m: fisher(m, batches(), loss), batches(), "chosen already"),
+    "twice": (
+        trimtab.Fish(),
+        lambda m: fisher(m, batches(), loss=loss),
+        batches(),
+        "chosen already",
+    ),
     "nonzero": (trimtab.SHiRA(mask="nonzero"), None, batches(), "no places to choose"),
     "no example": (trimtab.Fish(), None, [], "hold no example"),
     "uneven": (trimtab.Fish(), None, [(X, Y[:5])], r"sizes \[5, 24\]"),
@@ -150,7 +218,7 @@ def test_when_there_is_nothing_to_choose(method: Any, before: Any, given: Any, m
         before(model)
     kept = {name: tensor.clone() for name, tensor in adapter.tensors().items()}
     with pytest.raises(trimtab.TrimtabError, match=match):
-        fisher(model, given, loss)
+        fisher(model, given, loss=loss)
     assert all(torch.equal(tensor, kept[name]) for name, tensor in adapter.tensors().items())
 
 
@@ -173,7 +241,7 @@ def test_what_is_no_loss(given: Any, match: str) -> None:
     model = base()
     trimtab.attach(model, trimtab.Fish(), ["0"])
     with pytest.raises(trimtab.InputError, match=match):
-        fisher(model, batches(), given)
+        fisher(model, batches(), loss=given)
 
 
 def test_zeros_of_a_pruned_model_stay() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import cases
@@ -24,7 +25,8 @@ def test_oft_keeps_lengths_and_angles(options: dict[str, Any]) -> None:
     """W'W'ᵀ = WWᵀ: rotations keep the neurons' lengths and the angles between them."""
     model = linear(12, 7)
     W = model[0].weight.detach().clone()
-    cases.perturb(trimtab.attach(model, trimtab.OFT(block=4, **options), "0"), by=0.05)
+    block = {} if "blocks" in options else {"block": 4}
+    cases.perturb(trimtab.attach(model, trimtab.OFT(**block, **options), "0"), by=0.05)
     trimtab.merge(model)
     assert (model[0].weight - W).abs().max() > 0.01
     torch.testing.assert_close(model[0].weight @ model[0].weight.T, W @ W.T, rtol=1e-4, atol=1e-4)
@@ -63,13 +65,19 @@ def test_bounded_oft_stays_within_its_ball() -> None:
     torch.testing.assert_close(model(torch.ones(1, 12)), before)
 
 
-def test_oft_leaves_out_blocks_while_training() -> None:
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("block", [4, 40])
+def test_oft_leaves_out_blocks_while_training(block: int, share: bool) -> None:
+    """Each by its chance, where there is one block, or one rotation for all of them, too."""
     model = linear(40, 5).train()
-    adapter = trimtab.attach(model, trimtab.OFT(block=4, dropout=0.5), "0")
+    method = trimtab.OFT(block=block, dropout=0.25, share=share)
+    adapter = trimtab.attach(model, method, "0")
     cases.perturb(adapter)
     delta = adapter.members[0]
-    turned = delta.method._turn(delta.values(torch.float32))
-    assert int((turned.flatten(1) == 0).all(1).sum()) == 5
+    turned = [delta.method._turn(delta.values(torch.float32)) for _ in range(1600 // (40 // block))]
+    out = torch.stack([(one.flatten(1) == 0).all(1) for one in turned])
+    assert out.shape[1] == 40 // block
+    assert abs(out.float().mean() - 0.25) < 0.05
     model.eval()
     assert (delta.method._turn(delta.values(torch.float32)).flatten(1) != 0).any(1).all()
 
@@ -228,3 +236,24 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 def test_bad_arguments_are_named(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(trimtab.InputError, match=f"{name}: {message}"):
         trimtab.methods()[name](**arguments)
+
+
+@pytest.mark.parametrize(
+    ("length", "kind"), [(256, torch.uint8), (300, torch.int16), (40000, torch.int32)]
+)
+def test_shared_indices_take_the_fewest_bytes(
+    length: int, kind: torch.dtype, tmp_path: Path
+) -> None:
+    """And come from the file, whatever would be drawn here; one beyond the vector is refused."""
+    model = linear(12, 7)
+    adapter = trimtab.attach(model, trimtab.Shared(length=length, rank=2), "0")
+    delta = adapter.members[0]
+    assert delta.tensors()["A"].dtype == delta.tensors()["B"].dtype == kind
+    delta.tensors()["A"].copy_(delta.tensors()["A"].flip(0))  # as another version would draw
+    trimtab.save(model, tmp_path)
+    again, x = linear(12, 7), torch.randn(3, 12)
+    trimtab.load(again, tmp_path)
+    assert torch.equal(again(x), model(x))
+    delta.become(trimtab.Shared(length=length - 1, rank=2))
+    delta.tensors()["B"][0, 0] = length - 1
+    assert delta.method.misfit(delta.live()) == f"indices lie beyond a vector of {length - 1}"

@@ -115,6 +115,58 @@ def test_a_bias_is_not_rounded_by_an_input_in_bf16(to: str) -> None:
     assert torch.equal(model[0].bias, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_qlora_is_served_on_a_base_in_another_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    """As `lora`, with the very factors, and never in silence; on NF4 as it was trained."""
+    model = trimtab.quantise(BERT.model(), "nf4")
+    method = trimtab.QLoRA(rank=2, alpha=3.0, rslora=True)
+    adapter = trimtab.attach(model, method, ["query", "value"], train="classifier")
+    cases.perturb(adapter)
+    trimtab.save(model, tmp_path)
+    other = BERT.model().to(dtype)
+    with pytest.warns(UserWarning, match=r"qlora, trained over a base in nf4, and at 4 sites") as w:
+        found = trimtab.load(other, tmp_path)
+    assert w[0].filename == __file__
+    assert {m for _, m in found.entries if m.name != "whole"} == {
+        trimtab.LoRA(rank=2, alpha=3.0, rslora=True)
+    }
+    ours = {key.replace(".lora.", ".qlora."): tensor for key, tensor in found.tensors().items()}
+    assert ours.keys() == adapter.tensors().keys()
+    assert all(torch.equal(ours[key], tensor) for key, tensor in adapter.tensors().items())
+    plain = BERT.model().to(dtype)
+    trimtab.attach(plain, trimtab.LoRA(rank=2, alpha=3.0, rslora=True), ["query", "value"])
+    with torch.no_grad():
+        for key, tensor in plain._trimtab.adapter(None).tensors().items():
+            tensor.copy_(found.tensors()[key])
+    taps: list[Tensor] = []
+    for one in (other, plain):  # beneath the head, which is the adapter's own there
+        one.bert.register_forward_hook(lambda m, x, y: taps.append(y[0]))
+        cases.logits(one.eval(), BERT.batch())
+    assert torch.equal(*taps)
+    again = trimtab.quantise(BERT.model(), "nf4")
+    assert trimtab.load(again, tmp_path).entries == adapter.entries
+    with pytest.raises(trimtab.SiteNotFound, match="quantise the model first"):
+        trimtab.attach(BERT.model(), trimtab.QLoRA(), "query")
+
+
+def test_what_changes_nothing_is_merged_into_codes() -> None:
+    """An untrained adapter is the base: no code would change, so that nothing is lost by leaving
+    them. One number away it is refused."""
+    model = trimtab.quantise(BERT.model(), "nf4")
+    adapter = trimtab.attach(model, trimtab.LoRA(rank=2), "query")
+    before, outputs = bits(model), cases.logits(model.eval(), BERT.batch())
+    trimtab.merge(model)
+    assert torch.equal(cases.logits(model, BERT.batch()), outputs)
+    trimtab.unmerge(model)
+    after = bits(model)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    with torch.no_grad():
+        adapter.members[0].tensors()["B"][0, 0] = 1.0
+    with pytest.raises(trimtab.InputError, match="holds codes"):
+        trimtab.merge(model)
+    trimtab.merge(model, dequantise=True)
+
+
 def test_what_would_train_codes_is_refused() -> None:
     model = trimtab.quantise(BERT.model(), "nf4")
     with pytest.raises(trimtab.InputError, match=r"full trains .*codes do not train"):

@@ -226,6 +226,8 @@ def test_what_cannot_teach() -> None:
         Distiller(one, "best")
     with pytest.raises(trimtab.InputError, match=r"layers is \{.*and not \[1\]"):
         Distiller(one, None, layers=[1])  # type: ignore[arg-type]
+    with pytest.raises(trimtab.InputError, match=r"hidden=0.5 weighs hidden states, and layers"):
+        Distiller(one, None, hidden=0.5)
     for layers, whose in (({99: 1}, "student"), ({1: 99}, "teacher")):
         with pytest.raises(trimtab.InputError, match=rf"names \[99\] of the {whose}, which has"):
             Distiller(one, None, layers=layers)(batch())

@@ -137,6 +137,9 @@ LEARNERS = [
 ]
 
 
+OWN: dict[str, Any] = {"lr": 0.05}  # of Adafactor
+
+
 @pytest.mark.parametrize(("name", "method", "optimizer"), LEARNERS, ids=lambda one: str(one)[:9])
 def test_any_method_learns(name: str, method: Any, optimizer: Any) -> None:
     """Penalties and schedules included; the base stays as it was."""
@@ -151,8 +154,7 @@ def test_any_method_learns(name: str, method: Any, optimizer: Any) -> None:
         steps=40,
         batch_size=3,
         warmup=4,
-        lr=0.05,
-        optimizer=optimizer and optimizer(trimtab.parameters(one), lr=0.02),
+        **({"optimizer": optimizer(trimtab.parameters(one), lr=0.02)} if optimizer else OWN),
         on_step=lambda step, found: seen.append(step),
     )
     assert seen == list(range(1, 41))
@@ -225,6 +227,9 @@ def test_what_cannot_be_asked() -> None:
         train(one, made, EXAMPLES, steps=0)
     with pytest.raises(trimtab.InputError, match="lr must not be negative"):
         train(one, made, EXAMPLES, lr=-1.0)
+    adamw = torch.optim.AdamW(trimtab.parameters(one))
+    with pytest.raises(trimtab.InputError, match="optimizer has a rate of its own"):
+        train(one, made, EXAMPLES, lr=0.1, optimizer=adamw)
     with pytest.raises(trimtab.InputError, match="example 0 must be an Example"):
         train(one, made, [{"text": "a", "choices": ["b"], "answer": 0}])  # type: ignore[list-item]
     with pytest.raises(trimtab.InputError, match="batch_size counts from 1"):

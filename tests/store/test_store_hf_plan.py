@@ -132,7 +132,7 @@ NEW: dict[str, tuple[str, Any]] = {
     "dora": ("bert", LoraConfig(r=4, use_dora=True, target_modules=["query", "dense"])),
     "adalora": ("bert", peft.AdaLoraConfig(total_step=5)),
     "oft": ("bert", peft.OFTConfig(oft_block_size=8)),
-    "lokr": ("bert", peft.LoKrConfig(decompose_both=True, r=2)),
+    "lokr": ("bert", peft.LoKrConfig(decompose_both=True, r=1)),
     "hira": ("gpt2", peft.HiraConfig(r=4, fan_in_fan_out=True)),
     "randlora": ("llama", peft.RandLoraConfig(r=4)),
     "vb-lora": ("t5", peft.VBLoRAConfig(vector_length=16)),

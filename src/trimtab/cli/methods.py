@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from trimtab.core.errors import InputError
 
@@ -16,20 +18,21 @@ def register(app: typer.Typer) -> None:
     app.command(
         "methods",
         help="What each method can do, found by trying it.",
-        epilog="Example: trimtab methods --json; trimtab methods --probe --method lora",
+        epilog="Example: trimtab methods lora; trimtab methods --json; "
+        "trimtab methods --probe --method lora",
     )(methods)
 
 
 Names = list[str] | None
-_WIDE = 150  # columns of a terminal that shows the whole table
 
 
 def methods(
+    names: Annotated[
+        Names, Argument(metavar="NAME…", help="These alone; as a table's rows, all that is known.")
+    ] = None,
     json_: Annotated[bool, Option("--json", help="Print JSON.")] = False,
     probe: Annotated[bool, Option("--probe", help="Hold the methods to the laws instead.")] = False,
-    method: Annotated[
-        Names, Option(help="With --probe or --overhead: this one; may be repeated.")
-    ] = None,
+    method: Annotated[Names, Option(help="Another way to give a NAME; may be repeated.")] = None,
     law: Annotated[Names, Option(help="With --probe: this law; may be repeated.")] = None,
     architecture: Annotated[
         Names, Option(help="With --probe: on this architecture; may be repeated.")
@@ -38,51 +41,92 @@ def methods(
         Path | None,
         Option(help="The file of --overhead, or of --probe, which goes on with one that is there."),
     ] = None,
-    jobs: Annotated[int, Option(min=1, help="With --probe: processes.")] = 1,
+    jobs: Annotated[
+        int | None, Option(min=1, help="Processes; left out, as many as cores, and 1 with --probe.")
+    ] = None,
     overhead: Annotated[
         bool, Option("--overhead", help="Measure instead what each costs in time, here.")
     ] = False,
 ) -> int:
+    chosen = [*(names or ()), *(method or ())]
     if overhead:
-        return _overhead(method or [], out, json_)
+        return _overhead(chosen, out, json_)
     if probe:
-        return _probe(method or [], law or [], architecture or [], out, jobs, json_)
-    if method or law or architecture or out or jobs != 1:
+        return _probe(chosen, law or [], architecture or [], out, jobs or 1, json_)
+    if law or architecture or out:
         raise InputError(
-            "--method, --law, --architecture, --out and --jobs belong to --probe, and --method and "
-            "--out to --overhead; docs/methods has a page for each method"
+            "--law, --architecture and --out belong to --probe, and --out to --overhead; "
+            "docs/methods has a page for each method"
         )
-    from trimtab.capabilities import HEAD, NOTE, cells, recipes, table
-
-    rows = table()
-    if json_:
-        print(json.dumps({**rows, **recipes()}))
-        return 0
-    from rich.box import HEAVY_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    narrow = console.width < _WIDE
-    left_out = {"kind", "targets", "acts on", "needs", "lr", "quantised bases"} if narrow else set()
-    shown = Table(header_style="bold", pad_edge=False, box=None if narrow else HEAVY_HEAD)
-    for name in HEAD:
-        if name not in left_out:
-            least = max(map(len, rows)) if name == "method" else None
-            shown.add_column(name, no_wrap=narrow or name == "method", min_width=least)
-    for name, row in rows.items():
-        named = zip(HEAD, cells(name, row), strict=True)
-        shown.add_row(*(cell for column, cell in named if column not in left_out))
-    console.print(shown)
-    console.print(NOTE, markup=False)
-    for name, row in recipes().items():
-        over = f"over {row['method'] or 'any method'}"
-        console.print(f"recipe {name}, {over}: {row['about']} ({row['module']})", markup=False)
-    if narrow:
-        console.print(
-            "Kinds, targets, layers, quantised bases, learning rates: a wider terminal, or --json."
-        )
+    _show(chosen, jobs, json_)
     return 0
+
+
+_MOST_JOBS = 4  # each loads the libraries anew: some seconds, and more than half a gigabyte
+_WORTH_A_JOB = 8  # methods
+
+
+def _show(chosen: list[str], jobs: int | None, json_: bool) -> None:
+    """The table; of what is named, everything."""
+    from trimtab.capabilities import recipes, rows
+    from trimtab.core.registry import methods
+    from trimtab.testing.conformance import named
+    from trimtab.tune.phases import Phases
+
+    wanted = named({**methods(), **recipes()}, chosen, "method or recipe")
+    probed = [name for name in wanted if name in methods()]
+    jobs = jobs or max(1, min(_MOST_JOBS, os.cpu_count() or 1, len(probed) // _WORTH_A_JOB))
+    told = Phases(quiet=not probed or (json_ and not sys.stderr.isatty()))
+    found = dict(told.track(rows(probed, jobs), f"probing {_counted(probed)}", len(probed)))
+    found |= {name: row for name, row in recipes().items() if name in wanted}
+    if json_:
+        print(json.dumps(found))
+    elif chosen:
+        _details(found)
+    else:
+        _table(found)
+
+
+def _counted(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} methods"
+
+
+def _details(found: dict[str, dict[str, Any]]) -> None:
+    from trimtab.cli import details, table
+
+    console = table.output()
+    for place, (name, row) in enumerate(found.items()):
+        told = details.of_recipe if row["kind"] == "recipe" else details.of_method
+        for line in [*([""] if place else []), *told(name, row)]:
+            table.say(console, line)
+
+
+def _table(found: dict[str, dict[str, Any]]) -> None:
+    from trimtab.capabilities import HEAD, NOTE, cells
+    from trimtab.cli import table
+
+    console = table.output()
+    told = [name for name, row in found.items() if row["kind"] == "recipe"]
+    left_out = table.show(
+        console,
+        HEAD,
+        [cells(name, row) for name, row in found.items() if name not in told],
+        words=_WORDS,
+        drop=_DISPENSABLE,
+    )
+    table.say(console, NOTE)
+    for name in told:
+        row = found[name]
+        over = f"over {row['method'] or 'any method'}"
+        table.say(console, f"recipe {name}, {over}: {row['about']} ({row['module']})")
+    if left_out:
+        more = "trimtab methods NAME, a wider terminal, or --json"
+        table.say(console, f"Left out: {', '.join(left_out)}. They are in {more}.")
+
+
+_WORDS = ("targets", "acts on", "can be", "quantised bases", "needs")
+_DISPENSABLE = ("acts on", "targets", "quantised bases", "kind", "needs", "HF PEFT", "lr", "can be")
+"""The columns that may be wrapped, and those that go where the terminal is narrow, in order."""
 
 
 def _overhead(method: list[str], out: Path | None, json_: bool) -> int:

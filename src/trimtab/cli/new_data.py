@@ -39,7 +39,7 @@ def evaluate(
 ) -> None:
     from trimtab.evaluate.run import evaluate as call
 
-    result = call(run, data, split, skip_bad_rows=skip_bad_rows)
+    result = call(run, data, split, skip_bad_rows=skip_bad_rows, quiet=json_)
     if json_:
         print(json.dumps(result))
         return

@@ -47,8 +47,10 @@ def adapters(
 ) -> Adapter:
     """Combine adapters into a new LoRA called `into`, make it the active one, and return it.
 
-    Where one of them has no site, its change there is zero. Biases are combined alike; a module
-    that one of them trained whole is taken over.
+    Where one of them has no site, its change there is zero. Biases are combined alike. Of a module
+    that several of them trained whole, such as a head, linear, cat and svd take the mean by the
+    weights, as a soup of models does; other ways refuse it. One that one alone trained is taken
+    over.
 
     Args:
         weights: adapter -> weight, which may be negative.
@@ -62,7 +64,7 @@ def adapters(
 
     Raises:
         InputError: an unknown adapter, one that changes no weights, ranks that differ where factors
-            are combined, a density out of bounds.
+            are combined, a density out of bounds, an option that the way does not use.
     """
     way = Way(method, density, sign, seed)
     low = rank is not None and (not isinstance(rank, int) or rank < 1)
@@ -113,7 +115,17 @@ class _Combined:
                 )
             for site, delta in part.deltas():
                 self._require(part.name, site, delta)
-        if self.rank is None and self.way.decomposes:
+        mapped = any(
+            delta.method.name not in (Whole.name, BIASES)
+            for part in self.parts
+            for _, delta in part.deltas()
+        )
+        if self.rank is not None and not mapped:
+            raise InputError(
+                "rank: none of the adapters changes a matrix, which a rank would be of: leave it "
+                "out"
+            )
+        if self.rank is None and self.way.decomposes and mapped:
             ranks = [
                 delta.method.factors(delta.values(torch.float32))[0].shape[-2]
                 for part in self.parts
@@ -143,16 +155,8 @@ class _Combined:
 
     def at(self, site: Site, held: Sequence[Sequence[Delta]]) -> None:
         """Combine what the adapters have at one site."""
-        whole = [deltas for deltas in held if any(d.method.name == Whole.name for d in deltas)]
-        if whole:
-            if len([deltas for deltas in held if deltas]) > 1:
-                raise InputError(
-                    f"{site.name!r} is trained whole by one adapter, and another acts there too: "
-                    "whole modules cannot be combined. Attach what is to be combined without "
-                    "`train=`, or keep the heads apart, in adapters of their own"
-                )
-            ((delta,),) = whole
-            return self._put(site, Whole(), {n: t.clone() for n, t in delta.tensors().items()})
+        if any(d.method.name == Whole.name for deltas in held for d in deltas):
+            return self._put(site, Whole(), self._mean(site, held))
         maps = [[d for d in deltas if d.method.name != BIASES] for deltas in held]
         shifts = [_shift(site, deltas) for deltas in held]
         if any(maps):
@@ -174,6 +178,36 @@ class _Combined:
     def _put(self, site: Site, method: Method, tensors: Mapping[str, Tensor]) -> None:
         self.pairs.append((site, method))
         self.tensors |= {f"{site.name}.{method.name}.{n}": t.cpu() for n, t in tensors.items()}
+
+    def _mean(self, site: Site, held: Sequence[Sequence[Delta]]) -> dict[str, Tensor]:
+        """Of a module that they trained whole: a soup (Wortsman 2022, arXiv:2203.05482)."""
+        every = zip(self.weights, self.parts, held, strict=True)
+        acting = [(weight, part.name, own) for weight, part, own in every if own]
+        if any(d.method.name != Whole.name for _, _, own in acting for d in own):
+            raise InputError(
+                f"{site.name!r} is trained whole by one adapter, and another changes it: a mean of "
+                "the two is none of either. Attach what is to be combined without `train=`, or "
+                "train the module whole in all"
+            )
+        names = " and ".join(repr(name) for _, name, _ in acting)
+        if len(acting) > 1 and not self.way.linear:
+            raise InputError(
+                f"{site.name!r} is trained whole by {names}, and {self.way.method} keeps a part of "
+                "what each changes, where a whole module stands in the base's place: use linear, "
+                "cat or svd, which average them, or keep such modules apart"
+            )
+        if len(acting) > 1 and min(weight for weight, _, _ in acting) <= 0:
+            raise InputError(
+                f"{site.name!r} is trained whole by {names}, whose mean takes weights above 0, not "
+                f"{[weight for weight, _, _ in acting]}"
+            )
+        total = sum(weight for weight, _, _ in acting)
+        shares = [weight / total for weight, _, _ in acting] if len(acting) > 1 else [1.0]
+        tensors = [own[0].tensors() for _, _, own in acting]
+        return {
+            name: torch.stack([s * t[name] for s, t in zip(shares, tensors, strict=True)]).sum(0)
+            for name in tensors[0]
+        }
 
     def _decomposed(
         self, maps: Sequence[Sequence[Delta]], changes: Sequence[Tensor | None]

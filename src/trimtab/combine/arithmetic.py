@@ -77,11 +77,18 @@ class Way:
             raise InputError(f"sign is elected by 'total' or 'frequency', not {self.sign!r}")
         if self.sign != "total" and not self.recipe.elect:
             raise InputError(f"{self.method} elects no signs: leave sign out")
+        if self.seed and self.recipe.thin is not drawn:
+            raise InputError(f"{self.method} draws nothing at random: leave seed out")
 
     @property
     def recipe(self) -> Recipe:
         name = self.method.removesuffix("_svd")
         return RECIPES["linear" if name in ("svd", "cat") else name]
+
+    @property
+    def linear(self) -> bool:
+        """Whether it takes the changes as they are, and adds them by their weights."""
+        return self.recipe.thin is None and not self.recipe.elect
 
     @property
     def decomposes(self) -> bool:

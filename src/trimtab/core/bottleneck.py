@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trimtab.core.draw import kaiming
 from trimtab.core.errors import InputError
-from trimtab.core.method import Intervention, Param, Values
+from trimtab.core.method import Dropout, Intervention, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
@@ -26,20 +26,27 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bottleneck(Intervention):
-    """added(z) = scale (U σ(D z + d) + u), of a width m.
+class Bottleneck(Dropout, Intervention):
+    """added(z) = s (U σ(D z + d) + u), of a width m.
 
-    m is `width`, or the site's own divided by `reduction` where that is given. U starts at zero,
-    unless `init_std` asks for the near-identity of Houlsby 2019: D and U from a normal
-    distribution of that deviation, cut at two of them.
+    U starts at zero, unless `init_std` asks for the near-identity of Houlsby 2019: D and U from a
+    normal distribution of that deviation, cut at two of them.
     """
 
-    width: int = 64
-    reduction: float | None = None
-    activation: str = "relu"
-    scale: float = 1.0
-    dropout: float = 0.0
-    init_std: float = 0.0
+    width: int = option(64, "m, the features inside the bottleneck")
+    reduction: float | None = option(
+        None,
+        "the site's features over the bottleneck's, d / m, in the place of `width`; None: `width`",
+    )
+    activation: str = option(
+        "relu", 'σ: "relu", "gelu", "silu", "tanh", "leaky_relu" or "identity"'
+    )
+    scale: float = option(1.0, "s, by which what is added is multiplied")
+    dropout: float = option(0.0, "share of σ's outputs left out in training, in [0, 1)")
+    init_std: float = option(
+        0.0,
+        "standard deviation of D and U at the start; 0: U is zero, so that it starts at the base",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +58,7 @@ class Bottleneck(Intervention):
         given = self.reduction
         numeric = isinstance(given, int | float) and not isinstance(given, bool)
         self.require("reduction", given is None or (numeric and given > 0), "be above 0")
-        self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
+        self.require_use("width", given is None, f"with reduction=None, and that is {given!r}")
         self.require("init_std", self.init_std >= 0, "not be negative")
 
     def m(self, site: Site) -> int:
@@ -62,13 +69,11 @@ class Bottleneck(Intervention):
 
     def init(self, site: Site) -> dict[str, Param]:
         m, d = self.m(site), site.out_features
-        D, U = torch.empty(m, d), torch.zeros(d, m)
-        if self.init_std:
-            for matrix in (D, U):
-                cut = 2 * self.init_std
-                nn.init.trunc_normal_(matrix, std=self.init_std, a=-cut, b=cut)
-        else:
-            nn.init.kaiming_uniform_(D, a=math.sqrt(5))
+        U = torch.zeros(d, m)
+        D = torch.zeros(m, d) if self.init_std else kaiming(m, d)
+        for matrix in (D, U) if self.init_std else ():
+            cut = 2 * self.init_std
+            nn.init.trunc_normal_(matrix, std=self.init_std, a=-cut, b=cut)
         biases = {"d": Param(torch.zeros(m)), "u": Param(torch.zeros(d))}
         return {"D": Param(D), "U": Param(U), **biases}
 

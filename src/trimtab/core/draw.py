@@ -5,9 +5,18 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def uniform(*shape: int, inputs: int) -> Tensor:
     """Between ±1/√inputs, as torch draws the weights of a map of so many inputs."""
     return (2 * torch.rand(shape) - 1) / math.sqrt(inputs)
+
+
+def kaiming(
+    *shape: int, dtype: torch.dtype | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """The same numbers as `torch.nn.Linear` and HF PEFT's LoRA draw for a map of this shape; with a
+    generator, on the CPU."""
+    empty = torch.empty(shape, dtype=dtype, device=None if generator is None else "cpu")
+    return nn.init.kaiming_uniform_(empty, a=math.sqrt(5), generator=generator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from trimtab.core.host import Deltas
-from trimtab.core.walk import walk
+from trimtab.core.walk import base_parameters, plain, walk
 
 
 def heads(model: nn.Module) -> list[str]:
@@ -29,3 +29,27 @@ def heads(model: nn.Module) -> list[str]:
         return [name for name, module in walk(model) if module is output][:1]
     linears = [name for name, module in walk(model) if hasattr(module, "out_features")]
     return linears[-1:]
+
+
+def drawn(model: nn.Module) -> list[str]:
+    """Those of them that a checkpoint left at random, where that can be known.
+
+    transformers marks the parameters that it fills from a checkpoint. A head has no mark, beside a
+    body that has, if the checkpoint had none that fits; and it is as it was drawn if it was written
+    to once only. The output embedding is left out: its rows may have been added since.
+    """
+    if not any(_filled(parameter) for _, parameter in base_parameters(model)):
+        return []
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    found = []
+    for name in heads(model):
+        module = model.get_submodule(name)
+        own = [parameter for _, parameter in base_parameters(module)]
+        fresh = not any(_filled(one) or one._version > 1 for one in own)
+        if fresh and plain(module) is not (output and plain(output)):
+            found.append(name)
+    return found
+
+
+def _filled(parameter: nn.Parameter) -> bool:
+    return getattr(parameter, "_is_hf_initialized", False)

@@ -253,7 +253,8 @@ class Host(nn.Module):
         self._write(changed)
 
     def _writable(self, name: str, new: Tensor) -> nn.Parameter | None:
-        """The base's parameter of this name, if the new values would change it."""
+        """The base's parameter of this name, if the new values would change it. An untrained
+        adapter changes nothing: into codes, too, it is merged without loss, by leaving them."""
         coded = name == "weight" and quantised.coded(self.base)
         own = quantised.weight(self.base) if coded else attribute(self.base, name)
         if torch.equal(new, own.to(new.dtype)) or (

@@ -10,9 +10,10 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trimtab.core.method import Additive, Method, Param, Values
+from trimtab.core.draw import kaiming
+from trimtab.core.method import Additive, Method, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
@@ -33,19 +34,23 @@ def difference(
 class LowRank(Method):
     """scale B A, with A (rank, in) and B (out, rank), which starts at zero.
 
-    `lr_ratio` is B's learning rate over A's, for an optimizer that is given
-    `trimtab.parameters(model, lr=…)`; with `freeze_a` A stays as it was drawn.
-
     `anchored`: scale (B A - B₀ A₀), for factors that start elsewhere (`trimtab.init`). A₀ and B₀
     stay as they are, so that the adapted model starts at the base, which stays as it is too.
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    rslora: bool = False
-    lr_ratio: float = 1.0
-    freeze_a: bool = False
-    anchored: bool = False
+    rank: int = option(8, "r, the rows of A and the columns of B")
+    alpha: float = option(16.0, "numerator of the scale alpha / r")
+    rslora: bool = option(
+        False, "scale by alpha / √r, which keeps the update's size as the rank grows"
+    )
+    lr_ratio: float = option(
+        1.0, "B's learning rate over A's (LoRA+'s λ), by `trimtab.parameters(model, lr=…)`"
+    )
+    freeze_a: bool = option(False, "A stays as it was drawn and B alone trains (LoRA-FA)")
+    anchored: bool = option(
+        False,
+        "subtract where the factors start, B₀ A₀: for the starts of `trimtab.init`, which set it",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,7 +62,7 @@ class LowRank(Method):
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def init(self, site: Site) -> dict[str, Param]:
-        A = nn.init.kaiming_uniform_(torch.empty(self.rank, site.in_features), a=math.sqrt(5))
+        A = kaiming(self.rank, site.in_features)
         return self.begun(A, torch.zeros(site.out_features, self.rank))
 
     def begun(self, A: Tensor, B: Tensor) -> dict[str, Param]:

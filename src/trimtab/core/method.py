@@ -6,27 +6,23 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
+from trimtab.core.extends import unextended
 from trimtab.core.names import Fields as Fields
 from trimtab.core.names import Form as Form
 from trimtab.core.names import Names as Names
 from trimtab.core.operator import Operator, Patches, dropout, linear, multiplied
-from trimtab.core.registry import check, frozen, register
+from trimtab.core.options import option as option
+from trimtab.core.registry import check, frozen, refuse, register
 from trimtab.core.site import Geometry, Site, peculiar
 from trimtab.core.values import Param as Param
 from trimtab.core.values import Values as Values
-
-OURS = "trimtab_"
-"""What an attention function's name begins with once it knows of prefixes."""
-
-EXTENDED = ("eager", "sdpa")
-"""The attention functions that prefixes extend."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +55,12 @@ class Method(ABC):
         if "name" in cls.__dict__:
             register(cls)
 
+    def __new__(cls, *given: Any, **named: Any) -> Self:
+        """Arguments that are unknown, or have no name, are refused in words that help."""
+        if given or not named.keys() <= cls.__dataclass_fields__.keys():
+            refuse(cls, given, named)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         for one in dataclasses.fields(self):
             object.__setattr__(self, one.name, frozen(getattr(self, one.name)))
@@ -68,6 +70,12 @@ class Method(ABC):
         """A bound of a hyper-parameter: `what` says what it must do."""
         if not holds:
             raise InputError(f"{self.name}: {field} must {what}, not {getattr(self, field)!r}")
+
+    def require_use(self, field: str, used: bool, where: str) -> None:
+        """Refuse a hyper-parameter without effect beside the others; its default asks for none."""
+        (default,) = (one.default for one in dataclasses.fields(self) if one.name == field)
+        if not used and (value := getattr(self, field)) != default:
+            raise InputError(f"{self.name}: {field}={value!r} has an effect only {where}")
 
     def accepts(self, site: Site) -> str | None:
         """None where the law can act; otherwise the reason why it cannot."""
@@ -90,6 +98,10 @@ class Method(ABC):
 
     def ignored(self, site: Site) -> str | None:
         """The hyper-parameter that would have no effect at a site where the law can act."""
+        return None
+
+    def unused(self, sites: Sequence[Site]) -> str | None:
+        """Why a hyper-parameter would have no effect at any of the sites of a new adapter."""
         return None
 
     def settled(self, site: Site) -> Method:
@@ -155,6 +167,10 @@ class Method(ABC):
         know the other one alone."""
         return None
 
+    def elsewhere(self) -> Method | None:
+        """Where it insists on a format of the base: the method that is the same law on any."""
+        return None
+
     def arguments(self) -> dict[str, Any]:
         """The hyper-parameters as plain data, for files."""
         return dataclasses.asdict(self)
@@ -165,12 +181,10 @@ def _with(p: Values, tensors: Mapping[str, Tensor]) -> Values:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Additive(Method):
-    """W' = W + delta(p). `dropout` acts on the input of the added part, while training."""
+class Dropout(Method):
+    """What leaves out a share `dropout` of something, while training."""
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "embedding", "conv"})
-
-    dropout: float = 0.0
+    dropout: float = option(0.0, "share that is left out in training, in [0, 1)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -178,6 +192,24 @@ class Additive(Method):
 
     def ignored(self, site: Site) -> str | None:
         return "dropout" if self.dropout and site.parameter is not None else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputDropout(Dropout):
+    """What leaves out a share of the input of the change, while training."""
+
+    dropout: float = option(0.0, "share of the change's input left out in training, in [0, 1)")
+
+    def unused(self, sites: Sequence[Site]) -> str | None:
+        idle = self.dropout and all(site.geometry.kind == "embedding" for site in sites)
+        return "dropout has no effect at embeddings, which read whole numbers" if idle else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Additive(InputDropout):
+    """W' = W + delta(p)."""
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "embedding", "conv"})
 
     @abstractmethod
     def delta(self, p: Values) -> Tensor:
@@ -230,27 +262,24 @@ class Intervention(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt(Method):
-    """Trained embeddings before the input, at the stack that owns the input embedding.
-
-    `keep` leaves their positions in the stack's output, where a classifier or a decoder may read
-    them; by default only an encoder with a decoder keeps them.
-    """
+    """Trained embeddings before the input, at the stack that owns the input embedding."""
 
     targets: ClassVar[tuple[str, ...]] = ("input",)
     kinds: ClassVar[frozenset[str]] = frozenset({"stack"})
     starts_at_base: ClassVar[str | None] = "every position attends to the prompt"
 
-    keep: bool | None = None
+    keep: bool | None = option(
+        None, "its positions stay in the output; None: if a decoder reads it"
+    )
 
     @abstractmethod
     def extend(self, p: Values, call: Call) -> Tensor:
         """The prompt: (n, d), or (batch, n, d) where it depends on the call."""
 
     def accepts(self, site: Site) -> str | None:
-        reason = super().accepts(site)
-        if reason is None and not {"input", "decoder-input"} & site.roles:
-            reason = "it takes no token embeddings (`input_ids` or `inputs_embeds`)"
-        return reason
+        none = "it takes no token embeddings (`input_ids` or `inputs_embeds`)"
+        embeds = {"input", "decoder-input"} & site.roles
+        return super().accepts(site) or (None if embeds else none)
 
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         return self.extend(p, call)
@@ -279,14 +308,7 @@ class Prefix(Method):
         """n, the number of positions that it takes."""
 
     def accepts(self, site: Site) -> str | None:
-        reason = super().accepts(site)
-        chosen = getattr(getattr(site.module, "config", None), "_attn_implementation", None)
-        if reason is None and str(chosen or "eager").removeprefix(OURS) not in EXTENDED:
-            reason = (
-                f"a prefix extends attention by 'sdpa' or 'eager', and this model uses {chosen!r}: "
-                "load it with attn_implementation='sdpa'"
-            )
-        return reason
+        return super().accepts(site) or unextended(site.module)
 
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         return torch.stack(self.kv(p, call), dim=-4)
@@ -294,14 +316,14 @@ class Prefix(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Combine(Method):
-    """Over what other adapters make of a site: `over` names them, and they stay as they are."""
+    """Over what other adapters make of a site; they stay as they are."""
 
     targets: ClassVar[tuple[str, ...]] = ()
     kinds: ClassVar[frozenset[str]] = frozenset({"linear", "embedding", "conv", "block", "stack"})
     needs: ClassVar[frozenset[str]] = frozenset({"over"})
     trains_parts: ClassVar[bool] = False
 
-    over: tuple[str, ...] = ()
+    over: tuple[str, ...] = option((), "names of the adapters that it combines, attached before")
 
     @abstractmethod
     def combine(self, p: Values, x: Tensor, y: Tensor, parts: list[Tensor], call: Call) -> Tensor:

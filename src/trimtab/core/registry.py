@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import inspect
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trimtab.core.errors import InputError, nearest
+from trimtab.core.spelling import unknown
 
 if TYPE_CHECKING:
     from trimtab.core.method import Method
@@ -65,9 +67,23 @@ def build(name: str, arguments: Mapping[str, Any]) -> Method:
     known = {field.name: field for field in dataclasses.fields(cls)}
     for key, value in arguments.items():
         if key not in known:
-            raise InputError(f"{name} has no hyper-parameter {key!r}; {nearest(key, known)}")
+            raise InputError(unknown(cls, key, _methods.values(), value))
         check(name, known[key], value)
     return cls(**arguments)
+
+
+def refuse(cls: type[Method], given: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Arguments that a method's constructor does not take, by the words of the field."""
+    taken = inspect.signature(cls.__init__).parameters
+    for key, value in named.items():
+        if key not in taken:
+            raise InputError(unknown(cls, key, _methods.values(), value))
+    if given:
+        own = ", ".join(key for key in taken if key != "self")
+        raise InputError(
+            f"{cls.__name__} takes its hyper-parameters by name ({own or 'it has none'}), not "
+            f"{given[0]!r:.40} alone"
+        )
 
 
 def frozen(value: Any) -> Any:

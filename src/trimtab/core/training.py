@@ -30,6 +30,7 @@ def parameters(
     """
     acting = list(record(model).acting())
     intact(model, acting)
+    require_ready(model)
     found = [
         parameter
         for adapter in acting
@@ -92,17 +93,25 @@ def after_backward(model: nn.Module, step: int, total: int) -> None:
     """
     if not 1 <= step <= total:
         raise InputError(f"step counts from 1 to total, and is {step} of {total}")
+    require_ready(model)
     switch = record(model).switch
     switch.scheduled |= set(switch.active)
     for adapter in record(model).acting():
         for method, sites in _by_method(adapter).items():
-            if (what := method.unready()) is not None:
-                raise StateError(f"adapter {adapter.name!r}, {method.name}: {what}")
             if not scheduled(method):
                 continue
             pieces = sharded.Pieces()
             method.after_backward(pieces.gathered(sites), step, total)
             pieces.put_back()
+
+
+def require_ready(model: nn.Module) -> None:
+    """Raise where an active adapter waits for something before it can be trained, and say what: an
+    optimizer would otherwise train what nobody has chosen."""
+    for adapter in record(model).acting():
+        for method in adapter.methods if adapter.trainable else ():
+            if (what := method.unready()) is not None:
+                raise StateError(f"adapter {adapter.name!r}, {method.name}: {what}")
 
 
 def scheduled(method: Method) -> bool:

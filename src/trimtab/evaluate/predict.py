@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]
+Follow = Callable[[Iterable[Any]], Iterable[Any]]
+"""The same items in turn, while somebody may count them."""
 
 
 def batches(examples: Sequence[Any], size: int) -> list[Sequence[Any]]:
@@ -32,6 +34,7 @@ def logits(
     *,
     batch_size: int,
     autocast: bool,
+    follow: Follow = iter,
 ) -> np.ndarray:
     """The model's outputs (n, classes) in fp32, in the examples' order. Sort them by length first:
     the same batches give the same numbers, bit for bit.
@@ -41,7 +44,7 @@ def logits(
     model.eval()
     out = []
     try:
-        for batch in batches(examples, batch_size):
+        for batch in follow(batches(examples, batch_size)):
             inputs = {k: v.to(device) for k, v in collate(batch).items() if k != "labels"}
             with precision(device, autocast):
                 out.append(model(**inputs).logits.float().cpu())

@@ -16,38 +16,48 @@ from trimtab.evaluate.bootstrap import mean_interval, paired_mean
 from trimtab.store import load
 from trimtab.tune import positions
 from trimtab.tune.folder import Run
+from trimtab.tune.phases import QUIET, Phases
 from trimtab.tune.session import Session, check_digest, column_names, open_session, read_data
 
 
-def open_run(folder: str) -> Session:
+def open_run(folder: str, phases: Phases = QUIET) -> Session:
     """The base of a finished run with its adapter on it, in the run's dtype and attention."""
     run = Run(Path(folder))
     config = run.finished()
     assert config.labels is not None
-    session = open_session(config, config.labels)
-    load(session.model, run.adapter)
+    with phases.doing(f"opening {config.model} with {run.adapter}"):
+        session = open_session(config, config.labels)
+        load(session.model, run.adapter)
+    session.phases = phases
     if config.first_position:
         positions.narrow(session.model)
     return session
 
 
 def evaluate(
-    folder: str, data: str | None, split: str, *, skip_bad_rows: bool = False
+    folder: str,
+    data: str | None,
+    split: str,
+    *,
+    skip_bad_rows: bool = False,
+    quiet: bool = True,
 ) -> dict[str, Any]:
     """The metric of a run's adapter, with its interval, and its gain over the base without the
     adapter.
 
-    Without `data` the run's own data is read again, and the reported metric comes out again
+    Without `data` the run's own data is read again, and the reported metrics come out again
     exactly.
     """
     from trimtab import activate
 
-    session = open_run(folder)
-    rows = _rows(session, data, split, skip_bad_rows)
-    encoded = session.encode(rows)
-    adapted = session.scores(session.logits(encoded), rows)
+    phases = Phases(quiet)
+    session = open_run(folder, phases)
+    with phases.doing(f"reading {data or session.config.data}"):
+        rows = _rows(session, data, split, skip_bad_rows)
+        encoded = session.encode(rows)
+    adapted = session.scores(session.logits(encoded, "evaluating adapted"), rows)
     activate(session.model, None)
-    base = session.scores(session.logits(encoded), rows)
+    base = session.scores(session.logits(encoded, "evaluating base"), rows)
     seed = session.config.seed
     return {
         "task": session.task.name,

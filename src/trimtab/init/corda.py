@@ -4,13 +4,15 @@ arXiv:2406.05223.
     C = Σ xᵀ x / n,   U S Vᵀ = W C,   s B₀ A₀ = U_r S_r V_rᵀ C⁻¹,   √S to each;
     W' = W + s (B A - B₀ A₀)
 
-C is the covariance of the site's inputs on data. Mode "ipm" trains the leading r components: data
-of the new task. Mode "kpm" trains the last r, and so leaves what the data asks for: data of the
-knowledge to keep. As for PiSSA the base stays as it is.
+C is the covariance of the site's inputs on data, of all positions alike. (HF PEFT divides each
+batch by its largest value first: batches of small values then weigh as much as others.) Mode "ipm"
+trains the leading r components: data of the new task. Mode "kpm" trains the last r, and so leaves
+what the data asks for: data of the knowledge to keep. As for PiSSA the base stays as it is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from trimtab.core.adapter import Adapter
 from trimtab.core.errors import InputError
 from trimtab.init.begin import anchored, halves, matrix, places, plainly, require_rank, settle
-from trimtab.init.observe import base_alone, watch
+from trimtab.init.observe import base_alone, several, watch
 
 
 @torch.no_grad()
@@ -30,34 +32,46 @@ def corda(
     weights; `batches` is gone over once."""
     if mode not in ("ipm", "kpm"):
         raise InputError(f"mode is 'ipm' (the new task) or 'kpm' (knowledge to keep), not {mode!r}")
+    batches = several(batches)
     adapter, found = places(model, name)
     plainly(found, "CorDA looks at inputs")
     for place in found:
         require_rank(place, place.method.rank)
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
+    seen = {place.site.name: Covariance() for place in found}
 
     def take(site: str, x: Tensor) -> None:
-        x = x.float()
-        x = x / x.max().abs()  # or large inputs would overflow, and outweigh all others
-        sums[site] = sums.get(site, 0) + x.mT @ x
-        counts[site] = counts.get(site, 0) + 1
+        seen[site].take(x)
 
     with base_alone(model):
         for batch in batches:
             watch(model, found, batch, take)
     starts = []
     for place in found:
-        site, rank, scale = place.site, place.method.rank, place.method.scale
-        if site.name not in sums or not sums[site.name].isfinite().all():
-            raise InputError(f"{site.name!r} saw no inputs, or some that are not finite")
-        starts.append(
-            anchored(
-                place,
-                *oriented(matrix(site), sums[site.name] / counts[site.name], rank, scale, mode),
+        site, method, own = place.site, place.method, seen[place.site.name]
+        if not own.rows or not own.sum.any() or not own.sum.isfinite().all():
+            raise InputError(
+                f"{site.name!r} saw no inputs, none but zeros, or some that are not finite"
             )
-        )
+        A, B = oriented(matrix(site), own.sum / own.rows, method.rank, method.scale, mode)
+        starts.append(anchored(place, A / own.unit, B * own.unit))  # as of C itself
     return settle(adapter, starts)
+
+
+class Covariance:
+    """Σ xᵀ x over all rows, over the square of a unit: a power of two no smaller than the largest
+    number seen, so that no square overflows and nothing is rounded by it."""
+
+    def __init__(self) -> None:
+        self.rows, self.unit, self.sum = 0, 1.0, torch.zeros(())
+
+    def take(self, x: Tensor) -> None:
+        x, largest = x.float(), float(x.abs().max()) if x.numel() else 0.0
+        unit = 2.0 ** math.frexp(largest)[1] if math.isfinite(largest) else math.inf
+        if not self.rows or unit > self.unit:
+            self.sum, self.unit = self.sum.to(x.device) * (self.unit / unit) ** 2, unit
+        x = x / self.unit
+        self.sum = self.sum + x.mT @ x
+        self.rows += len(x)
 
 
 def oriented(W: Tensor, C: Tensor, rank: int, scale: float, mode: str) -> tuple[Tensor, Tensor]:

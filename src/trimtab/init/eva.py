@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from trimtab.core.adapter import Adapter
 from trimtab.core.errors import InputError
 from trimtab.init.begin import Place, Start, free, places, plainly, require_rank, settle
-from trimtab.init.observe import base_alone, watch
+from trimtab.init.observe import base_alone, several, watch
 
 
 @torch.no_grad()
@@ -50,6 +50,7 @@ def eva(
         raise InputError(f"rho must be at least 1, not {rho}: a site may get rho times its rank")
     if tau > 1 or passes < 1:
         raise InputError(f"tau, a cosine, is at most 1, passes at least 1, not {tau}, {passes}")
+    batches = several(batches)
     adapter, found = places(model, name)
     plainly(found, "EVA looks at inputs")
     for place in found:

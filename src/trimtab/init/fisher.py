@@ -18,15 +18,15 @@ from trimtab.core.adapter import Adapter, record, unwrap
 from trimtab.core.delta import Delta
 from trimtab.core.errors import InputError, StateError
 from trimtab.core.sparse import Sparse, held, largest
-from trimtab.init.observe import Loss, evaluated, own_loss, scalar
+from trimtab.init.observe import Loss, evaluated, own_loss, scalar, several
 
 
 def fisher(
     model: nn.Module,
     batches: Iterable[Any],
-    loss: Loss | None = None,
-    *,
     name: str | None = None,
+    *,
+    loss: Loss | None = None,
     examples: int = 1024,
 ) -> Adapter:
     """Choose the places of a sparse adapter (`Fish`, `SHiRA`): before an optimizer is made.
@@ -38,10 +38,11 @@ def fisher(
     Args:
         batches: what the model is called with: mappings of arguments, or anything that `loss` takes
             as long as tensors in mappings, tuples and lists have the examples first.
-        loss: of (model, batch of one); the model's own, if left out.
         name: the adapter; the only one, if left out. It must be active and untrained.
+        loss: of (model, batch of one); the model's own, if left out.
         examples: how many to look at.
     """
+    batches = several(batches)
     sharded.refuse(unwrap(model))
     adapter = record(model).adapter(name)
     members = [delta for delta in adapter.members if isinstance(delta.method, Sparse)]

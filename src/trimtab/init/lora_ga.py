@@ -18,7 +18,7 @@ from torch import nn
 from trimtab.core.adapter import Adapter
 from trimtab.core.errors import InputError
 from trimtab.init.begin import anchored, places, plainly, require_rank, settle, svd
-from trimtab.init.observe import Loss, gradients
+from trimtab.init.observe import Loss, gradients, several
 
 
 def lora_ga(
@@ -40,6 +40,7 @@ def lora_ga(
     """
     if gamma <= 0:
         raise InputError(f"gamma must be positive, not {gamma}")
+    batches = several(batches)
     adapter, found = places(model, name)
     plainly(found, "LoRA-GA needs its gradient")
     for place in found:

@@ -38,6 +38,18 @@ def base_alone(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def several(batches: Any) -> Iterable[Any]:
+    """The batches, as they are given; an error for a single one, whose parts would be taken for
+    batches."""
+    if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
+        what = "one batch" if isinstance(batches, Tensor | Mapping) else "no batches at all"
+        raise InputError(
+            f"batches is an iterable of batches, such as a list or a data loader, and this "
+            f"{type(batches).__name__} is {what}: give [batch]"
+        )
+    return batches
+
+
 def run(model: nn.Module, batch: Any) -> Any:
     """The model's output for a batch: named arguments, several, or one."""
     batch = _moved(batch, next(unwrap(model).parameters()).device)

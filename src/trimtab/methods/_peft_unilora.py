@@ -15,6 +15,11 @@ _INDICES, _SCALES = ".unilora_indices_", ".unilora_scales_"
 _NORM = "base_model.unilora_norm"
 
 
+def narrow(length: int) -> torch.dtype:
+    """The smallest whole numbers that count so far."""
+    return torch.uint8 if length <= 2**8 else torch.int16 if length <= 2**15 else torch.int32
+
+
 def _read(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """There, a file with indices has what scales each of them, which follows from all of them."""
     found = {key: tensor for key, tensor in tensors.items() if _SCALES not in key}
@@ -33,7 +38,7 @@ def _read(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str,
         fits = scales is not None and scales.shape == expected.shape
         if scales is None or not fits or not scales.float().allclose(expected, rtol=1e-2):
             raise InputError(f"shared: what scales {key!r} is not 1 / √(how often each is used)")
-        found[key] = index.to(torch.int32)
+        found[key] = index.to(narrow(length))
     return {**found, _NORM: norm}
 
 

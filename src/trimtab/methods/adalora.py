@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.errors import StateError
-from trimtab.core.method import Additive, Names, Param, Values
+from trimtab.core.method import Additive, Names, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 from trimtab.methods._peft_adalora import ADALORA_NAMES
@@ -26,25 +26,24 @@ from trimtab.methods._peft_adalora import ADALORA_NAMES
 
 @dataclass(frozen=True, kw_only=True)
 class AdaLoRA(Additive):
-    """Low-rank updates whose ranks are found while training: from `rank` to `target` on average.
-
-    The budget falls, as a cubic, after `tinit` steps and until `tfinal` are left, every `interval`
-    steps. `beta1`, `beta2` smooth the importance and its variation, `orthogonality` weighs the
-    penalty. It takes a loop that calls `after_backward`."""
+    """Low-rank updates whose ranks are found while training: the budget falls, as a cubic, from
+    `rank` to `target` triplets a site. It takes a loop that calls `after_backward`."""
 
     name = "adalora"
     paper = "arXiv:2303.10512"
     hf: ClassVar[Names | None] = ADALORA_NAMES
 
-    rank: int = 12
-    target: int = 8
-    alpha: float = 16.0
-    tinit: int = 0
-    tfinal: int = 0
-    interval: int = 1
-    beta1: float = 0.85
-    beta2: float = 0.85
-    orthogonality: float = 0.5
+    rank: int = option(12, "r, triplets a site at the start")
+    target: int = option(8, "triplets a site at the end, on average over the sites")
+    alpha: float = option(16.0, "numerator of the scale alpha / r")
+    tinit: int = option(0, "tᵢ, steps before the budget begins to fall")
+    tfinal: int = option(0, "t_f, steps at the end in which the budget stays as it is")
+    interval: int = option(1, "ΔT, steps from one allotment of the budget to the next")
+    beta1: float = option(0.85, "β₁, share of the past in the smoothed importance, in (0, 1)")
+    beta2: float = option(0.85, "β₂, share of the past in its smoothed variation, in (0, 1)")
+    orthogonality: float = option(
+        0.5, "γ, weight of the penalty that draws P and Q to be orthogonal"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
-from trimtab.core.method import Names, Param, Transform, Values
+from trimtab.core.method import Dropout, Names, Param, Transform, Values, option
 from trimtab.core.operator import Operator, Patches, linear
 from trimtab.core.rotation import butterfly, cayley, width
 from trimtab.core.site import Site
@@ -30,26 +30,27 @@ from trimtab.methods._peft_boft import BOFT_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
-class BOFT(Transform):
-    """A butterfly of `factors` rotations, in blocks of `block` features or in `blocks` of them, and
-    a scale of each output. `dropout` leaves out that share of one factor's blocks in training."""
+class BOFT(Dropout, Transform):
+    """A butterfly of rotations in blocks, and a scale of each output."""
 
     name = "boft"
     paper = "arXiv:2311.06243"
     kinds = frozenset({"linear", "embedding", "conv"})
     hf: ClassVar[Names | None] = BOFT_NAMES
 
-    block: int = 4
-    blocks: int = 0
-    factors: int = 1
-    dropout: float = 0.0
+    block: int = option(
+        4, "b, features in a block: even for more than one factor; must divide the width"
+    )
+    blocks: int = option(0, "blocks in the place of their size; 0: `block` counts")
+    factors: int = option(1, "m, sparse rotations one after another")
+    dropout: float = option(0.0, "chance of a block of one factor to be left out in training")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("block", self.block >= 2, "be at least 2")
         self.require("blocks", self.blocks >= 0, "be at least 0")
         self.require("factors", self.factors >= 1, "be at least 1")
-        self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
+        self.require_use("block", not self.blocks, f"with blocks=0, and that is {self.blocks}")
 
     def accepts(self, site: Site) -> str | None:
         if reason := super().accepts(site):
@@ -61,9 +62,6 @@ class BOFT(Transform):
         if self.factors > 1 and (b % 2 or n % (b * 2 ** (self.factors - 1))):
             return f"{self.factors} factors do not join its {n // b} blocks of {b} features"
         return None
-
-    def ignored(self, site: Site) -> str | None:
-        return "dropout" if self.dropout and site.parameter is not None else None
 
     def _size(self, site: Site) -> int:
         return width(site) // self.blocks if self.blocks else self.block
@@ -98,6 +96,6 @@ class BOFT(Transform):
         return p.s.to(W.dtype)[:, None] * turned
 
     def _dropped(self, D: Tensor) -> Tensor:
-        out = torch.randperm(D.shape[1], device=D.device) < int(self.dropout * D.shape[1])
+        out = torch.rand(D.shape[1], device=D.device) < self.dropout
         one = torch.arange(len(D), device=D.device) == torch.randint(len(D), (), device=D.device)
         return D.masked_fill((one[:, None] & out)[..., None, None], 0)

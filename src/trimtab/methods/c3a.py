@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trimtab.core.method import Additive, Fields, Names, Param, Values
+from trimtab.core.method import Additive, Fields, Names, Param, Values, option
 from trimtab.core.operator import Patches
 from trimtab.core.site import Site
 
@@ -34,8 +34,7 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class C3A(Additive):
-    """Circulant blocks of `block_size`, which divides both widths of the map; 0: their greatest
-    common divisor, for the fewest parameters. `start`: how the kernels are drawn."""
+    """An update of circulant blocks, each of one row of trained numbers."""
 
     name = "c3a"
     paper = "arXiv:2407.19342"
@@ -55,8 +54,13 @@ class C3A(Additive):
         ),
     )
 
-    block_size: int = 0
-    start: str = "xavier_uniform"
+    block_size: int = option(
+        0, "b, a divisor of both widths; 0: their greatest common one, for the fewest numbers"
+    )
+    start: str = option(
+        "xavier_uniform",
+        'how the kernels start: "xavier_uniform", "kaiming_uniform", "gaussian", "zeros"',
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,7 @@ from torch import Tensor
 from trimtab.core.bottleneck import Bottleneck
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
-from trimtab.core.method import Param, Values
+from trimtab.core.method import Param, Values, option
 from trimtab.core.operator import Operator, linear
 from trimtab.core.site import Site
 
@@ -38,14 +38,16 @@ class CoDA(Bottleneck):
     kinds = frozenset({"block"})
     starts_at_base = "only some of the tokens go through each block"
 
-    of: float = 3.0
-    epsilon: float = 1.0
-    steps: int = 20
+    of: float = option(3.0, "tokens of which one goes through each block: n / k, at least 1")
+    epsilon: float = option(1.0, "ε, weight of the entropy of λ: the larger, the softer the choice")
+    steps: int = option(20, "iterations that find λ; the smaller ε, the more it takes")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.of < 1 or self.epsilon <= 0 or self.steps < 1:
             raise InputError("coda: of and steps must be at least 1, and epsilon above 0")
+        for field in ("epsilon", "steps"):
+            self.require_use(field, self.of > 1, "where of is above 1: λ is one for all tokens")
 
     def accepts(self, site: Site) -> str | None:
         reason = super().accepts(site)

@@ -21,14 +21,13 @@ from torch import Tensor, nn
 
 from trimtab.core.bottleneck import Bottleneck, kronecker_sum
 from trimtab.core.call import Call
-from trimtab.core.method import Param, Values
+from trimtab.core.method import Param, Values, option
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compacter(Bottleneck):
-    """Bottlenecks of sums of `n` Kronecker products, with fast weights of `rank`, of any if it is
-    0. Without `shared_slow` every map has slow weights of its own."""
+    """Bottlenecks whose maps are sums of Kronecker products."""
 
     name = "compacter"
     paper = "arXiv:2106.04647"
@@ -36,9 +35,13 @@ class Compacter(Bottleneck):
 
     width: int = 24
     activation: str = "gelu"
-    n: int = 4
-    rank: int = 1
-    shared_slow: bool = True
+    n: int = option(
+        4, "n, Kronecker products in the sum; must divide the site's width and the bottleneck's"
+    )
+    rank: int = option(1, "rank of the fast weights sᵢ tᵢᵀ; 0: whole matrices")
+    shared_slow: bool = option(
+        True, "one set of slow weights Aᵢ for all sites; False: each map has its own"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,14 +22,14 @@ from torch.nn import functional as F
 from trimtab.core.bottleneck import Bottleneck
 from trimtab.core.call import Call, repeated
 from trimtab.core.errors import InputError
-from trimtab.core.method import Param, Values
+from trimtab.core.method import Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditional(Bottleneck):
-    """A bottleneck for `tasks` tasks, each known by an embedding of width `embedding`."""
+    """A bottleneck for several tasks, each known by an embedding."""
 
     name = "conditional"
     by_example = True
@@ -37,13 +37,17 @@ class Conditional(Bottleneck):
     needs = frozenset({"task_ids"})
 
     activation: str = "gelu"
-    tasks: int = 2
-    embedding: int = 32
+    tasks: int = option(2, "how many tasks there are: `task_ids` run from 0 to one less")
+    embedding: int = option(32, "length of z, a task's embedding")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tasks < 1 or self.embedding < 1:
             raise InputError(f"{self.name}: tasks and embedding must be at least 1")
+
+    def accepts(self, site: Site) -> str | None:
+        narrow = "a LayerNorm over a bottleneck of width one leaves nothing of it"
+        return super().accepts(site) or (narrow if self.m(site) < 2 else None)
 
     def shared(self, sites: Sequence[Site]) -> dict[str, Param]:
         return {"z": Param(torch.randn(self.tasks, self.embedding))}

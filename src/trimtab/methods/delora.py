@@ -14,15 +14,15 @@ strength.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from trimtab.core.draw import kaiming
 from trimtab.core.lowrank import difference
-from trimtab.core.method import Additive, Method, Names, Param, Values
+from trimtab.core.method import Additive, Method, Names, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 from trimtab.methods._peft_delora import DELORA_NAMES, SHORT, unanchored
@@ -30,19 +30,19 @@ from trimtab.methods._peft_delora import DELORA_NAMES, SHORT, unanchored
 
 @dataclass(frozen=True, kw_only=True)
 class DeLoRA(Additive):
-    """A low-rank update of normalised directions, whose trained bound λ starts at `strength`.
-
-    Not `anchored`, nothing is taken off and B starts at zero, as HF PEFT has it: a norm below 1e-4
-    counts as that, so that the first step turns B to the full strength."""
+    """A low-rank update of normalised directions under a trained bound. Not `anchored`, a norm
+    below 1e-4 counts as that, so that the first step turns B to the full strength."""
 
     name = "delora"
     paper = "arXiv:2503.18225"
     learning_rate = 1e-3
     hf: ClassVar[Names | None] = DELORA_NAMES
 
-    rank: int = 8
-    strength: float = 15.0
-    anchored: bool = True
+    rank: int = option(8, "r, the rows of A and the columns of B")
+    strength: float = option(15.0, "λ₀, where the trained bound λ starts")
+    anchored: bool = option(
+        True, "take off what the start makes; False: B starts at zero, as in HF PEFT"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,10 +54,10 @@ class DeLoRA(Additive):
         W = site.matrix
         norm = torch.linalg.vector_norm(W, dim=0, dtype=torch.promote_types(W.dtype, torch.float32))
         fixed = {"norm": Param(norm, trained=False)}
-        A = nn.init.kaiming_uniform_(torch.empty(self.rank, site.in_features), a=math.sqrt(5))
+        A = kaiming(self.rank, site.in_features)
         B = torch.zeros(site.out_features, self.rank)
         if self.anchored:
-            nn.init.kaiming_uniform_(B, a=math.sqrt(5))
+            B = kaiming(site.out_features, self.rank)
             start = {"A0": A.clone(), "B0": B.clone()}
             fixed |= {name: Param(t, trained=False, exact=True) for name, t in start.items()}
         trained = {"A": A, "B": B, "strength": torch.full((1,), float(self.strength))}

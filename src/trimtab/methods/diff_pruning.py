@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trimtab.core.method import Additive, Param, Values
+from trimtab.core.method import Additive, Param, Values, option
 from trimtab.core.site import Site
 
 _LEFT, _RIGHT = -1.5, 1.5
@@ -28,21 +28,22 @@ _SURE = 100.0  # of which the sigmoid is 0 or 1, and its gradient 0
 
 @dataclass(frozen=True, kw_only=True)
 class DiffPruning(Additive):
-    """A sparse change of the weights; `budget` is the share of them, over all sites, that is kept.
-
-    `l0` weighs the penalty. `groups` may tie masks to one more mask for each "matrix" or "row", so
-    that whole groups are pruned. `refine` is the share of the steps, at the end, that trains what
-    was kept. It takes a loop that calls `after_backward` at each step.
-    """
+    """A sparse change of the weights. It takes a loop that calls `after_backward` at each step."""
 
     name = "diff-pruning"
     paper = "arXiv:2012.07463"
     learning_rate = 1e-3
 
-    budget: float = 0.005
-    l0: float = 1.25e-7
-    groups: str = "none"
-    refine: float = 0.0
+    budget: float = option(
+        0.005, "share of the weights, over all sites, whose change is kept, in (0, 1]"
+    )
+    l0: float = option(1.25e-7, "λ, weight of the expected L0 norm in the loss, for each weight")
+    groups: str = option(
+        "none", 'one more mask for each "row" or "matrix", which prunes it whole, or "none"'
+    )
+    refine: float = option(
+        0.0, "share of the steps, at the end, that trains only what was kept, in [0, 1)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

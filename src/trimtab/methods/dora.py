@@ -19,13 +19,13 @@ from torch import Tensor
 
 from trimtab.core.call import Call
 from trimtab.core.lowrank import LowRank
-from trimtab.core.method import Names, Param, Transform, Values
+from trimtab.core.method import InputDropout, Names, Param, Transform, Values
 from trimtab.core.operator import Operator, Patches, dropout, linear
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoRA(LowRank, Transform):
+class DoRA(LowRank, InputDropout, Transform):
     """A low-rank change of direction, as `LoRA`'s, and a trained length of every row."""
 
     name = "dora"
@@ -57,15 +57,6 @@ class DoRA(LowRank, Transform):
         flags={"use_dora": True},
         starts=("pissa", "olora"),
     )
-
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
-
-    def ignored(self, site: Site) -> str | None:
-        return "dropout" if self.dropout and site.parameter is not None else None
 
     def init(self, site: Site) -> dict[str, Param]:
         W = site.matrix

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
+from trimtab.core.errors import InputError
 from trimtab.core.lowrank import difference
-from trimtab.core.method import Method, Param, Transform, Values
+from trimtab.core.method import Method, Param, Transform, Values, option
 from trimtab.core.operator import Operator, Patches, linear
 from trimtab.core.registry import build
 from trimtab.core.site import Site
@@ -28,22 +29,26 @@ from trimtab.core.site import Site
 
 @dataclass(frozen=True, kw_only=True)
 class Factor(Transform):
-    """The leading `rank` singular triplets of W, as two trained factors; with `energy` as many as
-    hold that share of the squared singular values. `residual` is "frozen" or "dropped"."""
+    """The leading singular triplets of W, as two trained factors."""
 
     name = "factor"
     paper = "arXiv:2404.02948"
     kinds = frozenset({"linear", "embedding", "conv"})
     learning_rate = 2e-4
 
-    rank: int = 16
-    energy: float = 0.0
-    residual: str = "frozen"
+    rank: int = option(16, "r, singular triplets that train")
+    energy: float = option(
+        0.0, "share of the squared singular values to hold, in the place of `rank`; 0: `rank`"
+    )
+    residual: str = option(
+        "frozen", 'what is beyond the triplets: "frozen", or "dropped" for compression'
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("rank", self.rank >= 1, "be at least 1")
         self.require("energy", 0 <= self.energy <= 1, "lie in [0, 1]")
+        self.require_use("rank", not self.energy, "with energy=0, which chooses the ranks here")
         self.require("residual", self.residual in ("frozen", "dropped"), "be frozen or dropped")
 
     @property
@@ -58,6 +63,11 @@ class Factor(Transform):
         W = site.matrix
         U, S, V = torch.linalg.svd(W.to(torch.promote_types(W.dtype, torch.float32)), False)
         r, frozen = self._rank(S), self.residual == "frozen"
+        if r > len(S):
+            raise InputError(
+                f"factor: rank is {r}, and {site.name!r}, {site.out_features} x "
+                f"{site.in_features}, has {len(S)} singular values: lower it there, by a plan"
+            )
         half = S[:r].sqrt()
         start = {"U": U[:, :r] * half, "V": half[:, None] * V[:r]}
         fixed = {f"{name}0": Param(t.clone(), False, exact=True) for name, t in start.items()}
@@ -66,7 +76,7 @@ class Factor(Transform):
 
     def _rank(self, S: Tensor) -> int:
         if not self.energy:
-            return min(self.rank, len(S))
+            return self.rank
         held = S.double().square().cumsum(0)
         return min(int((held < self.energy * held[-1]).sum()) + 1, len(S))
 

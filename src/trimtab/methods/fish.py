@@ -14,27 +14,32 @@ Use it where a sparse change is wanted and the data should say which weights mat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from trimtab.core.errors import InputError
+from trimtab.core.options import option
 from trimtab.core.site import Site
 from trimtab.core.sparse import Sparse, drawn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fish(Sparse):
-    """`density` is the share of the weights, over all sites, that trains. `count` is how many were
-    chosen at a site; until then that share of each site's is held at places drawn from `seed`."""
+    """Trained values at the weights that the loss depends on most. Until data choose those, places
+    drawn at random are held."""
 
     name = "fish"
     paper = "arXiv:2111.09839"
     learning_rate = 1e-3
 
-    density: float = 0.005
-    count: int | None = None
-    seed: int = 0
+    density: float = option(0.005, "share of the weights, over all sites, that trains, in (0, 1]")
+    count: int | None = option(
+        None,
+        "values at a site where `trimtab.init.fisher` has chosen them; None: by `density`",
+    )
+    seed: int = option(0, "seed of the places that are held until data choose them")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,10 +55,18 @@ class Fish(Sparse):
         size = site.out_features * site.in_features
         return f"it has {size} weights, and not {self.count}" if (self.count or 0) > size else None
 
+    def unused(self, sites: Sequence[Site]) -> str | None:
+        if self.count is None:
+            return super().unused(sites)
+        return "count is what trimtab.init.fisher(model, batches) has chosen: leave it out"
+
     def unready(self) -> str | None:
         if self.count is not None:
             return None
-        return "its places are random: trimtab.init.fisher(model, batches) chooses them from data"
+        return (
+            "its places are random: call trimtab.init.fisher(model, batches), which chooses them "
+            "from data, before training and before the optimizer is made"
+        )
 
     def places(self, site: Site) -> Tensor:
         share = max(1, round(self.density * site.out_features * site.in_features))

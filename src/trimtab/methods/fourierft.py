@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trimtab.core.method import Additive, Fields, Names, Param, Values
+from trimtab.core.method import Additive, Fields, Names, Param, Values, option
 from trimtab.core.recompute import product
 from trimtab.core.site import Site
 from trimtab.core.sparse import drawn, held, outside, scattered
@@ -30,8 +30,7 @@ STARTS = {"gaussian": False, "zeros": True}
 
 @dataclass(frozen=True, kw_only=True)
 class FourierFT(Additive):
-    """`n_frequency` trained coefficients of the update's spectrum at each site, or as many as its
-    matrix has numbers. `start` is "zeros" or "gaussian"."""
+    """Trained coefficients of the update's spectrum, at random places."""
 
     name = "fourierft"
     paper = "arXiv:2405.03003"
@@ -52,10 +51,10 @@ class FourierFT(Additive):
         ),
     )
 
-    n_frequency: int = 1000
-    scaling: float = 150.0
-    seed: int = 777
-    start: str = "zeros"
+    n_frequency: int = option(1000, "n, coefficients a site, at most as many as it has weights")
+    scaling: float = option(150.0, "α, by which the inverse transform is multiplied")
+    seed: int = option(777, "seed of the places of the coefficients in the spectrum")
+    start: str = option("zeros", 'c at the start: "zeros", or "gaussian" as in the paper')
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,27 +20,29 @@ import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
-from trimtab.core.method import Combine, Param, Values
+from trimtab.core.method import Combine, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fusion(Combine):
-    """Learned attention over the adapters named by `over`. A small `temperature` chooses between
-    them, a large one averages; `regularisation` is λ."""
+    """Learned attention over other adapters."""
 
     name = "fusion"
     paper = "arXiv:2005.00247"
     learning_rate = 5e-5
     starts_at_base: ClassVar[str | None] = "it starts at the mean of the adapters that it combines"
 
-    temperature: float = 1.0
-    regularisation: float = 0.01
+    temperature: float = option(
+        1.0, "T of the softmax: a small one chooses among the adapters, a large one averages"
+    )
+    regularisation: float = option(0.01, "λ, weight of the penalty ‖V - I‖²")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("temperature", self.temperature > 0, "be above 0")
+        self.require_use("temperature", len(self.over) != 1, "over several adapters")
         self.require("regularisation", self.regularisation >= 0, "not be negative")
 
     def init(self, site: Site) -> dict[str, Param]:

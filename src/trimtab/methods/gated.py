@@ -23,7 +23,7 @@ from trimtab.core import gate
 from trimtab.core.bottleneck import Bottleneck
 from trimtab.core.call import Call
 from trimtab.core.lowrank import LowRank
-from trimtab.core.method import Intervention, Param, Prefix, Values
+from trimtab.core.method import Intervention, Param, Prefix, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
@@ -49,7 +49,7 @@ class GatedLoRA(LowRank, Intervention):
 
 @dataclass(frozen=True, kw_only=True)
 class GatedPrefix(Prefix):
-    """`length` keys and values before every self-attention's, under a gate."""
+    """Keys and values before every self-attention's, under a gate."""
 
     name = "gated-prefix"
     paper = "arXiv:2110.07577"
@@ -57,7 +57,7 @@ class GatedPrefix(Prefix):
     learning_rate = 5e-4
     reads_input = True
 
-    length: int = 10
+    length: int = option(10, "n, trained keys and values at each attention")
 
     def __post_init__(self) -> None:
         super().__post_init__()

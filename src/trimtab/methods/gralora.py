@@ -18,17 +18,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trimtab.core.method import Additive, Names, Param, Values
+from trimtab.core.draw import kaiming
+from trimtab.core.method import Additive, Names, Param, Values, option
 from trimtab.core.operator import Patches, linear
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraLoRA(Additive):
-    """LoRA by `blocks` x `blocks` blocks, and a plain one of rank `hybrid` beside it. `alpha` over
-    the sum of the ranks scales both."""
+    """LoRA by blocks of the matrix, and a plain one beside it if `hybrid` is not 0."""
 
     name = "gralora"
     paper = "arXiv:2505.20355"
@@ -53,10 +53,10 @@ class GraLoRA(Additive):
         patterns=(),
     )
 
-    rank: int = 32
-    alpha: float = 64.0
-    blocks: int = 2
-    hybrid: int = 0
+    rank: int = option(32, "r of a row of blocks, each of rank r / k: a multiple of `blocks`")
+    alpha: float = option(64.0, "numerator of the scale alpha / (r + h)")
+    blocks: int = option(2, "k, blocks along either side of the matrix; must divide both widths")
+    hybrid: int = option(0, "h, rank of the plain LoRA beside the blocks; 0: none")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,8 +83,7 @@ class GraLoRA(Additive):
             "B": Param(torch.zeros(k, r, outer // k)),
         }
         if h:
-            G = nn.init.kaiming_uniform_(torch.empty(h, inner), a=math.sqrt(5))
-            p |= {"G": Param(G), "H": Param(torch.zeros(outer, h))}
+            p |= {"G": Param(kaiming(h, inner)), "H": Param(torch.zeros(outer, h))}
         return p
 
     @property

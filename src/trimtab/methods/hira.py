@@ -12,7 +12,6 @@ so that the base cannot stay quantised without cost.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.call import Call
-from trimtab.core.method import Names, Param, Transform, Values
+from trimtab.core.draw import kaiming
+from trimtab.core.method import InputDropout, Names, Param, Transform, Values, option
 from trimtab.core.names import padded_otherwise
 from trimtab.core.operator import Operator, dropout, linear
 from trimtab.core.site import Geometry, Site
@@ -32,9 +32,8 @@ def _differs(method: Transform, geometry: Geometry, module: nn.Module) -> str | 
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiRA(Transform):
-    """Every weight is scaled by its own number; these make a matrix of low `rank`. `dropout` acts
-    on the input of the change."""
+class HiRA(InputDropout, Transform):
+    """Every weight is scaled by its own number; these make a matrix of low rank."""
 
     name = "hira"
     paper = "openreview:TwJrTz9cRS"
@@ -54,19 +53,14 @@ class HiRA(Transform):
         differs=_differs,
     )
 
-    rank: int = 32
-    dropout: float = 0.0
+    rank: int = option(32, "r, the rows of A and the columns of B")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("rank", self.rank >= 1, "be at least 1")
-        self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
-
-    def ignored(self, site: Site) -> str | None:
-        return "dropout" if self.dropout and site.parameter is not None else None
 
     def init(self, site: Site) -> dict[str, Param]:
-        A = nn.init.kaiming_uniform_(torch.empty(self.rank, site.in_features), a=math.sqrt(5))
+        A = kaiming(self.rank, site.in_features)
         return {"A": Param(A), "B": Param(torch.zeros(site.out_features, self.rank))}
 
     def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:

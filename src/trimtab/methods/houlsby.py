@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from trimtab.core.bottleneck import Bottleneck
 from trimtab.core.call import Call
-from trimtab.core.method import Param, Values
+from trimtab.core.method import Param, Values, option
 from trimtab.core.site import Site
 
 
@@ -31,7 +31,7 @@ class Houlsby(Bottleneck):
     paper = "arXiv:1902.00751"
 
     activation: str = "gelu"
-    norm: bool = False
+    norm: bool = option(False, "a trained LayerNorm before D")
 
     def init(self, site: Site) -> dict[str, Param]:
         params = super().init(site)

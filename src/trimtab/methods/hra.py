@@ -13,15 +13,15 @@ the angles between neurons.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.core.call import Call
-from trimtab.core.method import Names, Param, Transform, Values
+from trimtab.core.draw import kaiming
+from trimtab.core.method import Names, Param, Transform, Values, option
 from trimtab.core.operator import Operator, Patches
 from trimtab.core.rotation import reflection, reflections, width
 from trimtab.core.site import Site
@@ -29,8 +29,7 @@ from trimtab.core.site import Site
 
 @dataclass(frozen=True, kw_only=True)
 class HRA(Transform):
-    """A chain of `rank` reflections. `orthogonality` weighs a penalty that draws their directions
-    to be orthogonal (the paper's λ); `gram_schmidt` makes them so (λ = ∞)."""
+    """A chain of reflections, whose directions may be drawn to be orthogonal."""
 
     name = "hra"
     paper = "arXiv:2405.17484"
@@ -44,14 +43,19 @@ class HRA(Transform):
         patterns=(),
     )
 
-    rank: int = 8
-    orthogonality: float = 0.0
-    gram_schmidt: bool = False
+    rank: int = option(8, "r, reflections in the chain; even, so that it starts at the base")
+    orthogonality: float = option(
+        0.0, "λ, weight of the penalty ‖UᵀU - I‖² on directions of length one"
+    )
+    gram_schmidt: bool = option(
+        False, "make the directions orthogonal (λ = ∞): it does not start at the base"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("rank", self.rank >= 1, "be at least 1")
         self.require("orthogonality", self.orthogonality >= 0, "be at least 0")
+        self.require_use("orthogonality", self.rank > 1, "between several reflections")
         free = not (self.gram_schmidt and self.orthogonality)
         self.require("orthogonality", free, "be 0 with gram_schmidt, which is exact")
 
@@ -68,8 +72,7 @@ class HRA(Transform):
 
     def init(self, site: Site) -> dict[str, Param]:
         paired = self.starts_at_base is None
-        U = torch.empty(width(site), self.rank // 2 if paired else self.rank)
-        nn.init.kaiming_uniform_(U, a=math.sqrt(5))
+        U = kaiming(width(site), self.rank // 2 if paired else self.rank)
         return {"U": Param(U.repeat_interleave(2, dim=1) if paired else U, exact=True)}
 
     def _factors(self, p: Values, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
-from trimtab.core.method import Names, Param, Transform, Values
+from trimtab.core.method import Names, Param, Transform, Values, option
 from trimtab.core.operator import Operator, Patches
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class IA3(Transform):
-    """Learned rescaling. `scales` is "output", "input", or "auto": the input at feed-forward sites
-    that narrow (role `down`), the output elsewhere."""
+    """Learned rescaling: by default of the input at feed-forward sites that narrow (role `down`),
+    of the output elsewhere."""
 
     name = "ia3"
     paper = "arXiv:2205.05638"
@@ -38,7 +38,7 @@ class IA3(Transform):
         "IA3", tensors={"l": "ia3_l"}, fields={}, oriented="l", transposed=True, patterns=()
     )
 
-    scales: str = "auto"
+    scales: str = option("auto", 'what l multiplies: "input", "output", or "auto": by the site')
 
     def __post_init__(self) -> None:
         super().__post_init__()

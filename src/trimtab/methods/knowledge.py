@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,24 +25,23 @@ from torch.nn import functional as F
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
 from trimtab.core.layout import runs
-from trimtab.core.method import Beside, Param, Values
+from trimtab.core.method import Beside, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knowledge(Beside):
-    """An adapter that reads the `reads` blocks spread from the first to the last, with `layers`
-    transformer layers of `width` and `heads` at each. It starts at the base."""
+    """An adapter beside the base, with transformer layers of its own. It starts at the base."""
 
     name = "knowledge"
     paper = "arXiv:2002.01808"
     learning_rate = 1e-4
 
-    reads: int = 3
-    width: int = 64
-    layers: int = 2
-    heads: int = 4
+    reads: int = option(3, "m, blocks that it reads, from the first to the last; of fewer, all")
+    width: int = option(64, "features inside it, a multiple of `heads`")
+    layers: int = option(2, "narrow transformer layers at each block that it reads")
+    heads: int = option(4, "attention heads of those layers")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,9 +49,13 @@ class Knowledge(Beside):
             self.require(field, getattr(self, field) >= 1, "be at least 1")
         self.require("width", self.width % self.heads == 0, f"be a multiple of heads={self.heads}")
 
+    def settled(self, site: Site) -> Knowledge:
+        blocks = len(runs(site.module)[0].blocks)
+        return self if self.reads <= blocks else replace(self, reads=blocks)
+
     def init(self, site: Site) -> dict[str, Param]:
-        d, w, blocks = site.out_features, self.width, len(runs(site.module)[0].blocks)
-        m, causal = min(self.reads, blocks), any(_causal(one) for one in site.module.modules())
+        d, w, m = site.out_features, self.width, self.reads
+        causal = any(_causal(one) for one in site.module.modules())
 
         def maps(*shape: int) -> Param:
             return Param(torch.randn(shape) / math.sqrt(shape[-1]))

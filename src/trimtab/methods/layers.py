@@ -17,18 +17,18 @@ from torch import nn
 from trimtab.core.errors import InputError
 from trimtab.core.heads import heads
 from trimtab.core.layout import runs
-from trimtab.core.method import Selection
+from trimtab.core.method import Selection, option
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layers(Selection):
-    """Trains the last `top` blocks and the head, in place; of an encoder with a decoder, the
-    decoder's; of several towers, each one's."""
+    """Trains the last blocks and the head, in place; of an encoder with a decoder, the decoder's;
+    of several towers, each one's."""
 
     name = "layers"
     learning_rate = 5e-5
 
-    top: int = 2
+    top: int = option(2, "how many of the last blocks train")
 
     def __post_init__(self) -> None:
         super().__post_init__()

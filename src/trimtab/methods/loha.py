@@ -11,20 +11,20 @@ common for images. Each step forms the whole matrix.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trimtab.core.method import Additive, Names, Param, Values
+from trimtab.core.draw import kaiming
+from trimtab.core.method import Additive, Names, Param, Values, option
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoHa(Additive):
-    """The elementwise product of two low-rank updates. `alpha` / `rank` scales it."""
+    """The elementwise product of two low-rank updates."""
 
     name = "loha"
     paper = "arXiv:2108.06098"
@@ -35,8 +35,8 @@ class LoHa(Additive):
         fields={"rank": "r", "alpha": "alpha"},
     )
 
-    rank: int = 8
-    alpha: float = 8.0
+    rank: int = option(8, "r of each of the two factors: their product has up to r²")
+    alpha: float = option(8.0, "numerator of the scale alpha / r")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +44,7 @@ class LoHa(Additive):
 
     def init(self, site: Site) -> dict[str, Param]:
         def random(*shape: int) -> Param:
-            return Param(nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5)))
+            return Param(kaiming(*shape))
 
         return {
             "B1": random(site.out_features, self.rank),

@@ -13,13 +13,15 @@ full rank; common for images.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trimtab.core.method import Additive, Names, Param, Values
+from trimtab.core.draw import kaiming
+from trimtab.core.method import Additive, Names, Param, Values, option
 from trimtab.core.operator import Patches, linear
 from trimtab.core.site import Site
 from trimtab.methods._peft_lokr import LOKR_NAMES
@@ -27,26 +29,34 @@ from trimtab.methods._peft_lokr import LOKR_NAMES
 
 @dataclass(frozen=True, kw_only=True)
 class LoKr(Additive):
-    """A Kronecker product, scaled by `alpha` / `rank`. C has at most `factor` rows and columns, and
-    about the square root of the widths with -1. `both`: C is of low rank too. `tucker`: a
-    convolution's D is a core (r, r, kernel) between two factors.
-    """
+    """A Kronecker product of two small matrices, of which one or both may be of low rank."""
 
     name = "lokr"
     paper = "arXiv:2309.14859"
     learning_rate = 1e-3
     hf: ClassVar[Names | None] = LOKR_NAMES
 
-    rank: int = 8
-    alpha: float = 8.0
-    factor: int = -1
-    both: bool = False
-    tucker: bool = False
+    rank: int = option(8, "r of D's own factors, where that is less than half its larger side")
+    alpha: float = option(8.0, "numerator of the scale alpha / r")
+    factor: int = option(-1, "most rows and columns of C; -1: about the square root of the widths")
+    both: bool = option(False, "C is of rank r too, where that is less than half its larger side")
+    tucker: bool = option(False, "a convolution's D is a core (r, r, kernel) between two factors")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("rank", self.rank >= 1, "be at least 1")
         self.require("factor", self.factor == -1 or self.factor >= 1, "be -1 or at least 1")
+
+    def unused(self, sites: Sequence[Site]) -> str | None:
+        """`both` and `tucker` ask for factors that a high rank, or a map without a kernel, has
+        not."""
+        with torch.device("meta"):
+            names = {name for site in sites for name in self.init(site)}
+        if self.both and "C_b" not in names:
+            return f"both=True has no effect: C is too small for factors of rank {self.rank}"
+        if self.tucker and "T" not in names:
+            return "tucker=True has no effect: it takes a convolution with a kernel, and a low rank"
+        return super().unused(sites)
 
     def init(self, site: Site) -> dict[str, Param]:
         r, g = self.rank, site.geometry
@@ -96,4 +106,4 @@ class LoKr(Additive):
 
 
 def _random(*shape: int) -> Param:
-    return Param(nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5)))
+    return Param(kaiming(*shape))

@@ -22,7 +22,7 @@ from trimtab.methods._peft_lora import LORA_NAMES
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA(Update):
-    """A low-rank update of the matrix. `alpha` / `rank` scales it; `dropout` acts on its input."""
+    """A low-rank update of the matrix."""
 
     name = "lora"
     paper = "arXiv:2106.09685"

@@ -16,26 +16,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from trimtab.core.method import Composite, Method
+from trimtab.core.method import Composite, Method, option
 from trimtab.core.registry import build
 
 
 @dataclass(frozen=True, kw_only=True)
 class MAM(Composite):
-    """A prefix of `length`, made by a network of width `projection` if that is not 0, and parallel
-    adapters of `width`, times `scale`. The paper's sizes are those of its summarisation."""
+    """A prefix and parallel adapters. The sizes are those of the paper's summarisation."""
 
     name = "mam"
     paper = "arXiv:2110.04366"
     learning_rate = 1e-4
     starts_at_base: ClassVar[str | None] = "every position attends to the prefix"
 
-    length: int = 30
-    projection: int = 0
-    width: int = 512
-    activation: str = "relu"
-    scale: float = 4.0
-    dropout: float = 0.0
+    length: int = option(30, "n, the prefix's keys and values at each attention")
+    projection: int = option(
+        0, "width of the network that makes the prefix; 0: it is trained itself"
+    )
+    width: int = option(512, "m, the features inside each parallel adapter")
+    activation: str = option("relu", "σ of the adapters, one of those of `parallel`")
+    scale: float = option(4.0, "s, by which what the adapters add is multiplied")
+    dropout: float = option(0.0, "share of σ's outputs left out in training, in [0, 1)")
 
     def parts(self) -> tuple[Method, ...]:
         prefix = {"length": self.length, "projection": self.projection}

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from trimtab.core.call import Call
-from trimtab.core.method import Additive, Fields, Names, Param, Values
+from trimtab.core.draw import kaiming
+from trimtab.core.method import Additive, Fields, Names, Param, Values, option
 from trimtab.core.operator import Operator, Patches, linear, multiplied
 from trimtab.core.site import Site
 
@@ -31,17 +32,18 @@ FORMS, STARTS = ("balance", "mini", "bat"), ("zeros", "kaiming_uniform")
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     """`init_weights` is one of the other forms, or whether it starts at zero."""
     said = config.get("init_weights", True)
-    return {"start": STARTS[not said]} if isinstance(said, bool) else {"form": said}
+    mini = {"mini": config.get("mini_r", 1)} if said == "mini" else {}
+    return {"start": STARTS[not said]} if isinstance(said, bool) else {"form": said, **mini}
 
 
 def _write(method: Any) -> dict[str, Any]:
-    return {"init_weights": method.start == "zeros" if method.form == "balance" else method.form}
+    start = method.start == "zeros" if method.form == "balance" else method.form
+    return {"init_weights": start, "mini_r": method.mini}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MiSS(Additive):
-    """A shard of `rank` columns shared along the input. `form`: "balance", "mini" (with a period of
-    `mini` along the output) or "bat". `start`: "zeros" or, of "balance", "kaiming_uniform"."""
+    """A shard of a few columns, shared along the input."""
 
     name = "miss"
     paper = "arXiv:2409.15371"
@@ -49,16 +51,16 @@ class MiSS(Additive):
     hf: ClassVar[Names | None] = Names(
         peft_type="MISS",
         tensors={"D": "miss_block"},
-        fields={"rank": "r", "mini": "mini_r", "dropout": "miss_dropout"},
+        fields={"rank": "r", "dropout": "miss_dropout"},
         biases="MiSS_only",
         patterns=(),
-        more=Fields(("init_weights",), _read, _write),
+        more=Fields(("init_weights", "mini_r"), _read, _write),
     )
 
-    rank: int = 16
-    form: str = "balance"
-    mini: int = 1
-    start: str = "zeros"
+    rank: int = option(16, "r, columns of the shard, at most the input's width")
+    form: str = option("balance", 'D: "balance" (r, out), "mini" (r, mini), "bat" (out / r, r, r)')
+    mini: int = option(1, 'columns of D in the form "mini", which repeat along the output')
+    start: str = option("zeros", 'D at the start: "zeros" or, of "balance", "kaiming_uniform"')
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,9 +68,9 @@ class MiSS(Additive):
         self.require("mini", self.mini >= 1, "be at least 1")
         self.require("form", self.form in FORMS, f"be one of {', '.join(FORMS)}")
         self.require("start", self.start in STARTS, f"be one of {', '.join(STARTS)}")
-        plain = self.form == "balance"
-        self.require("start", self.start == "zeros" or plain, f'be "zeros" with form={self.form!r}')
-        self.require("dropout", not self.dropout or self.form != "bat", 'be 0 with form="bat"')
+        self.require_use("mini", self.form == "mini", 'with form="mini"')
+        self.require_use("start", self.form == "balance", 'with form="balance"')
+        self.require_use("dropout", self.form != "bat", 'where form is not "bat"')
 
     def accepts(self, site: Site) -> str | None:
         out, width = site.out_features, site.in_features
@@ -78,17 +80,14 @@ class MiSS(Additive):
             return f"a shard of {self.rank} columns is wider than its {width}"
         if self.form == "bat" and (out % self.rank or width % self.rank):
             return f'form="bat": blocks of {self.rank} do not divide {out} x {width}'
-        if self.form == "mini" and out % self.mini:
-            return f'form="mini": {self.mini} does not divide {out}'
-        return None
+        uneven = self.form == "mini" and out % self.mini
+        return f'form="mini": {self.mini} does not divide {out}' if uneven else None
 
     def init(self, site: Site) -> dict[str, Param]:
         r, out = self.rank, site.out_features
         shapes = {"balance": (r, out), "mini": (r, self.mini), "bat": (out // r, r, r)}
-        D = torch.zeros(shapes[self.form])
-        return {
-            "D": Param(nn.init.kaiming_uniform_(D, math.sqrt(5)) if self.start != "zeros" else D)
-        }
+        draw = torch.zeros if self.start == "zeros" else kaiming
+        return {"D": Param(draw(*shapes[self.form]))}
 
     def _shard(self, p: Values) -> Tensor:
         """(out, r)."""

@@ -21,15 +21,15 @@ from torch import Tensor
 from trimtab.core.adapter import Adapter
 from trimtab.core.call import Call
 from trimtab.core.errors import AdapterMismatch, InputError
-from trimtab.core.method import Fields, Names, Param, Prompt, Values
+from trimtab.core.method import Fields, Names, Param, Prompt, Values, option
 from trimtab.core.site import Site
 from trimtab.core.vocabulary import check_start, rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultitaskPrompt(Prompt):
-    """`length` embeddings for `tasks` tasks, told apart by matrices of `rank`. `start` is where P
-    starts, as of `prompt`; `start_from` takes over what other tasks have trained."""
+    """A prompt for several tasks, told apart by matrices of low rank. `start_from` takes over what
+    other tasks have trained."""
 
     name = "multitask-prompt"
     paper = "arXiv:2303.02861"
@@ -51,10 +51,12 @@ class MultitaskPrompt(Prompt):
         ),
     )
 
-    length: int = 20
-    tasks: int = 2
-    rank: int = 1
-    start: str | tuple[int, ...] = "vocabulary"
+    length: int = option(20, "n, embeddings before the input")
+    tasks: int = option(2, "how many tasks there are: `task_ids` run from 0 to one less")
+    rank: int = option(1, "r of each task's matrix Uₖ Vₖᵀ")
+    start: str | tuple[int, ...] = option(
+        "vocabulary", 'P at the start, as of `prompt`: "vocabulary", "random" or ids of tokens'
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
-from trimtab.core.method import Names, Param, Transform, Values
+from trimtab.core.method import Dropout, Names, Param, Transform, Values, option
 from trimtab.core.operator import Operator, Patches
 from trimtab.core.rotation import cayley, cayley_neumann, skew, turned, width
 from trimtab.core.site import Site
@@ -29,24 +29,22 @@ from trimtab.methods._peft_oft import OFT_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
-class OFT(Transform):
-    """Rotations in blocks of `block` features, or in `blocks` of them; the nearest divisor of the
-    width is taken. `share`: one rotation for all.
-
-    `neumann`: terms of a series instead of the inverse, for the rotation the other way round. `eps`
-    bounds the size of S (COFT). `dropout` leaves out that share of the blocks in training."""
+class OFT(Dropout, Transform):
+    """Rotations of the input in blocks of features."""
 
     name = "oft"
     paper = "arXiv:2306.07280"
     kinds = frozenset({"linear", "embedding", "conv"})
     hf: ClassVar[Names | None] = OFT_NAMES
 
-    block: int = 32
-    blocks: int = 0
-    share: bool = False
-    neumann: int = 0
-    eps: float = 0.0
-    dropout: float = 0.0
+    block: int = option(32, "b, features in a block; the nearest divisor of the width is taken")
+    blocks: int = option(0, "blocks in the place of their size; 0: `block` counts")
+    share: bool = option(False, "one rotation for all blocks")
+    neumann: int = option(
+        0, "terms of a series in the place of the inverse, which turns the other way; 0: exact"
+    )
+    eps: float = option(0.0, "ε, bound of each block's change, ‖S_i‖ ≤ ε / √blocks (COFT); 0: none")
+    dropout: float = option(0.0, "chance of a block to be left out in training, in [0, 1)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +52,7 @@ class OFT(Transform):
         for field in ("blocks", "eps"):
             self.require(field, getattr(self, field) >= 0, "be at least 0")
         self.require("neumann", self.neumann == 0 or self.neumann >= 2, "be 0 or at least 2")
-        self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
+        self.require_use("block", not self.blocks, f"with blocks=0, and that is {self.blocks}")
 
     def accepts(self, site: Site) -> str | None:
         narrow = "it has one feature, and nothing to rotate"
@@ -90,10 +88,10 @@ class OFT(Transform):
         """R - I, (blocks, b, b): what is small is kept apart from the one that would hide it."""
         S = skew(self._bounded(p.S))
         D = cayley_neumann(S, self.neumann) if self.neumann else cayley(S)
-        if self.dropout and p.training and len(D) > 1:
-            out = torch.randperm(len(D), device=D.device) < int(self.dropout * len(D))
-            D = D.masked_fill(out[:, None, None], 0)
-        return D
+        if not (self.dropout and p.training):
+            return D
+        out = torch.rand(width(p.site) // D.shape[-1], 1, 1, device=D.device) < self.dropout
+        return torch.where(out, 0, D)
 
     def _bounded(self, S: Tensor) -> Tensor:
         """COFT: each block within its ball; the gradient is that of the point on it."""

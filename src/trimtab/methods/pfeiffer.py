@@ -35,7 +35,7 @@ class Pfeiffer(Bottleneck):
     targets = ("mlp-output",)
     kinds: ClassVar[frozenset[str]] = frozenset({"linear", "norm", "block"})
 
-    reduction: float | None = 16
+    reduction: float | None = 16.0
 
     def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
         if p.site.geometry.kind != "norm":

@@ -25,16 +25,15 @@ from torch import Tensor
 from trimtab.core.call import Call
 from trimtab.core.draw import uniform
 from trimtab.core.errors import InputError
-from trimtab.core.method import Fields, Names, Param, Prefix, Values
+from trimtab.core.method import Fields, Names, Param, Prefix, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixTuning(Prefix):
-    """`length` trained keys and values before those of every self-attention; a decoder's attention
-    over its encoder is the target "cross-attention". `projection` is the width of the network that
-    makes them, 0 for none."""
+    """Trained keys and values before those of every self-attention; a decoder's attention over its
+    encoder is the target "cross-attention"."""
 
     name = "prefix"
     paper = "arXiv:2101.00190"
@@ -51,8 +50,10 @@ class PrefixTuning(Prefix):
         ),
     )
 
-    length: int = 20
-    projection: int = 0
+    length: int = option(20, "n, keys and values before those of each attention")
+    projection: int = option(
+        0, "width of the network that makes them, h of W₁ (h, d); 0: they train themselves"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

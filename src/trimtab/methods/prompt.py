@@ -19,15 +19,14 @@ from torch import Tensor
 
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
-from trimtab.core.method import Fields, Names, Param, Prompt, Values
+from trimtab.core.method import Fields, Names, Param, Prompt, Values, option
 from trimtab.core.site import Site
 from trimtab.core.vocabulary import check_start, rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTuning(Prompt):
-    """`length` trained embeddings before the input. `start` is "vocabulary" (rows of the embedding
-    at random), "random" (uniform in ±0.5), or the ids of tokens, repeated as often as needed."""
+    """Trained embeddings before the input."""
 
     name = "prompt"
     paper = "arXiv:2104.08691"
@@ -47,8 +46,11 @@ class PromptTuning(Prompt):
         ),
     )
 
-    length: int = 20
-    start: str | tuple[int, ...] = "vocabulary"
+    length: int = option(20, "n, embeddings before the input")
+    start: str | tuple[int, ...] = option(
+        "vocabulary",
+        '"vocabulary" (rows at random), "random" (uniform in ±0.5) or ids of tokens, repeated',
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,15 +20,14 @@ from torch.nn import functional as F
 
 from trimtab.core.call import Call
 from trimtab.core.draw import uniform
-from trimtab.core.method import Fields, Names, Param, Prompt, Values
+from trimtab.core.method import Dropout, Fields, Names, Param, Prompt, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
-class PTuning(Prompt):
-    """`length` embeddings made by an `encoder`, "mlp", "lstm" or "none". `hidden` is its width, the
-    embedding's if 0; `layers` and `dropout` are the LSTM's."""
+class PTuning(Dropout, Prompt):
+    """Embeddings before the input, made by a small network of trained ones."""
 
     name = "p-tuning"
     paper = "arXiv:2103.10385"
@@ -48,11 +47,11 @@ class PTuning(Prompt):
         ),
     )
 
-    length: int = 20
-    encoder: str = "mlp"
-    hidden: int = 0
-    layers: int = 2
-    dropout: float = 0.0
+    length: int = option(20, "n, embeddings before the input")
+    encoder: str = option("mlp", 'f: "mlp", "lstm" (with an MLP upon it) or "none"')
+    hidden: int = option(0, "width of f; 0: the embedding's")
+    layers: int = option(2, "layers of the LSTM")
+    dropout: float = option(0.0, "share left out between the LSTM's layers in training, in [0, 1)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +60,11 @@ class PTuning(Prompt):
         self.require("hidden", self.hidden >= 0, "not be negative")
         known = self.encoder in ("mlp", "lstm", "none")
         self.require("encoder", known, 'be "mlp", "lstm" or "none"')
-        self.require("dropout", 0 <= self.dropout < 1, "lie in [0, 1)")
+        lstm = self.encoder == "lstm"
+        self.require_use("hidden", self.encoder != "none", "with an encoder")
+        self.require_use("layers", lstm, 'with encoder="lstm"')
+        between = lstm and self.layers > 1
+        self.require_use("dropout", between, 'between several layers, with encoder="lstm"')
 
     def init(self, site: Site) -> dict[str, Param]:
         d = site.module.get_input_embeddings().weight.shape[1]  # type: ignore[operator]

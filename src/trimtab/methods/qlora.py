@@ -16,7 +16,8 @@ from typing import ClassVar
 
 from trimtab.core import quantised
 from trimtab.core.lowrank import Update
-from trimtab.core.method import Names
+from trimtab.core.method import Method, Names
+from trimtab.core.registry import build
 from trimtab.core.site import Site
 from trimtab.methods._peft_lora import LORA_NAMES
 
@@ -24,7 +25,8 @@ from trimtab.methods._peft_lora import LORA_NAMES
 @dataclass(frozen=True, kw_only=True)
 class QLoRA(Update):
     """A low-rank update over a base in NF4: `trimtab.quantise(model, "nf4")` before attaching, or
-    a model that was loaded so. Its files are LoRA's."""
+    a model that was loaded so. Its files are LoRA's, and load as `lora`, with a warning, on a base
+    that is not in NF4."""
 
     name = "qlora"
     paper = "arXiv:2305.14314"
@@ -32,6 +34,9 @@ class QLoRA(Update):
     learning_rate = 1e-3
     base = "nf4"
     hf: ClassVar[Names | None] = LORA_NAMES
+
+    def elsewhere(self) -> Method:
+        return build("lora", self.arguments())
 
     def accepts(self, site: Site) -> str | None:
         reason = super().accepts(site)

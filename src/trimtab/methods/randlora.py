@@ -13,25 +13,29 @@ price of slower steps.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trimtab.core.method import Additive, Names, Param, Values
+from trimtab.core.draw import kaiming
+from trimtab.core.method import Additive, Fields, Names, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
 
+def _read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """There, of the two `very_sparse` counts."""
+    return {"sparse": config.get("sparse", False) and not config.get("very_sparse", False)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RandLoRA(Additive):
-    """A sum of scaled random matrices of `rank`, as many as make full rank: the lower the rank, the
-    more is trained. `sparse`: the random numbers are -1, 0 and 1, of which two thirds are 0;
-    `very_sparse`: almost all.
-    """
+    """A sum of scaled random matrices of low rank, as many as make full rank."""
 
     name = "randlora"
     paper = "arXiv:2502.00987"
@@ -43,7 +47,6 @@ class RandLoRA(Additive):
             "rank": "r",
             "alpha": "randlora_alpha",
             "dropout": "randlora_dropout",
-            "sparse": "sparse",
             "very_sparse": "very_sparse",
             "seed": "projection_prng_key",
         },
@@ -54,18 +57,22 @@ class RandLoRA(Additive):
         repeated=True,
         drawn=("A", "B"),
         saved="save_projection",
+        more=Fields(("sparse",), _read, lambda method: {"sparse": method.sparse}),
     )
 
-    rank: int = 32
-    alpha: float = 640.0
-    sparse: bool = False
-    very_sparse: bool = False
-    seed: int = 0
+    rank: int = option(
+        32, "r of each random matrix: the lower, the more of them and the more is trained"
+    )
+    alpha: float = option(640.0, "numerator of the scale alpha / r")
+    sparse: bool = option(False, "random numbers are -1, 0 or 1, of which two thirds are 0")
+    very_sparse: bool = option(False, "as `sparse`, with all but 1 / √(smaller side) of them 0")
+    seed: int = option(0, "seed of the random matrices A and Bⱼ")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("rank", self.rank >= 1, "be at least 1")
         self.require("seed", self.seed >= 0, "be at least 0")
+        self.require_use("sparse", not self.very_sparse, "without very_sparse, which is sparser")
 
     def shared(self, sites: Sequence[Site]) -> dict[str, Param]:
         generator = torch.Generator("cpu").manual_seed(self.seed)
@@ -82,12 +89,8 @@ class RandLoRA(Additive):
             A, B = signs(r, 1, short), signs(long, n, r)
         else:
             # HF PEFT draws in bf16, whatever the model's precision.
-            def uniform(*shape: int) -> Tensor:
-                empty = torch.empty(shape, dtype=torch.bfloat16, device="cpu")
-                return nn.init.kaiming_uniform_(empty, a=math.sqrt(5), generator=generator)
-
-            A = uniform(r, 1, short)
-            B = torch.cat([uniform(long, 1, r) for _ in range(n)], dim=1)
+            one = functools.partial(kaiming, dtype=torch.bfloat16, generator=generator)
+            A, B = one(r, 1, short), torch.cat([one(long, 1, r) for _ in range(n)], dim=1)
         fixed = {"A": A / A.std(), "B": B / B.std()}
         return {name: Param(value.float(), trained=False) for name, value in fixed.items()}
 

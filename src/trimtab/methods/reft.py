@@ -20,16 +20,15 @@ from torch import Tensor, nn
 
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
-from trimtab.core.method import Intervention, Param, Values
+from trimtab.core.method import Intervention, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReFT(Intervention):
-    """An edit within a subspace of `rank` dimensions, at some positions of the prompt: the same
-    for the `first` and the `last` ones if `tied`; otherwise a position that is of both belongs to
-    the nearer end.
+    """An edit within a subspace, at the first and the last positions of the prompt. Not `tied`, a
+    position that is of both belongs to the nearer end.
 
     The prompt is what a model reads before it generates: with a cache the first pass, in training
     what stands before the first label (those of -100 left out), otherwise all. `generate` without a
@@ -43,10 +42,10 @@ class ReFT(Intervention):
     kinds = frozenset({"block", "linear"})
     learning_rate = 4e-4
 
-    rank: int = 4
-    first: int = 7
-    last: int = 7
-    tied: bool = True
+    rank: int = option(4, "r, dimensions of the subspace that is edited")
+    first: int = option(7, "positions edited at the start of the prompt, in tokens")
+    last: int = option(7, "positions edited at its end, in tokens")
+    tied: bool = option(True, "one edit for both ends; False: one for each")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +55,9 @@ class ReFT(Intervention):
             raise InputError(
                 f"reft: first={self.first} and last={self.last} choose no position to edit"
             )
+
+        both = bool(self.first and self.last)
+        self.require_use("tied", both, "where both first and last choose positions")
 
     def accepts(self, site: Site) -> str | None:
         reason = super().accepts(site)

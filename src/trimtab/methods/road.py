@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core.call import Call
-from trimtab.core.method import Fields, Names, Param, Transform, Values
+from trimtab.core.method import Fields, Names, Param, Transform, Values, option
 from trimtab.core.operator import Operator
 from trimtab.core.site import Site
 
@@ -39,8 +39,7 @@ def _write(method: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Road(Transform):
-    """Pairs of outputs turned and stretched, with 1, 2 or 4 `angles` and scales a pair. Of each
-    `group` of outputs those of the first half are paired with those of the second."""
+    """Pairs of outputs turned and stretched."""
 
     name = "road"
     paper = "arXiv:2409.00119"
@@ -53,8 +52,12 @@ class Road(Transform):
         more=Fields(("variant", "group_size"), _read, _write),
     )
 
-    angles: int = 1
-    group: int = 2
+    angles: int = option(
+        1, "angles and stretches a pair of outputs: 1 (RoAd_1), 2 (RoAd_2) or 4 (RoAd_4)"
+    )
+    group: int = option(
+        2, "outputs of which the first half is paired with the second; even, divides the width"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

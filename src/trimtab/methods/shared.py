@@ -5,8 +5,8 @@
 θ (length,) is all that trains, at all sites together: every number of every factor is one of
 its, by an index that is drawn at random. With ν the map from θ to the factors is an isometry. The
 indices are as evenly spread as can be; with `hashed` each is drawn by itself, as the hashing trick
-does (Chen et al. 2015, arXiv:1504.04788). They follow from `seed` and the sites alone, so that a
-file may leave them out.
+does (Chen et al. 2015, arXiv:1504.04788). They follow from `seed` and the sites, and are saved all
+the same, in the fewest bytes: no version of numpy promises the draws of another.
 
 Use it where an adapter must have so many numbers and no more, whatever the size of the model.
 """
@@ -21,16 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.method import Additive, Names, Param, Values
+from trimtab.core.method import Additive, Names, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
-from trimtab.methods._peft_unilora import UNILORA_NAMES
+from trimtab.methods._peft_unilora import UNILORA_NAMES, narrow
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shared(Additive):
-    """Low-rank updates made of one short vector of `length` numbers, which starts uniform within
-    ±`bound`."""
+    """Low-rank updates whose numbers are all taken from one short vector."""
 
     name = "shared"
     paper = "arXiv:2506.00799"
@@ -38,11 +37,13 @@ class Shared(Additive):
     starts_at_base: ClassVar[str | None] = "its factors are made of one vector that is not zero"
     hf: ClassVar[Names | None] = UNILORA_NAMES
 
-    rank: int = 4
-    length: int = 256
-    hashed: bool = False
-    bound: float = 0.02
-    seed: int = 42
+    rank: int = option(4, "r, the rows of A and the columns of B")
+    length: int = option(256, "d, numbers that train, of all sites together")
+    hashed: bool = option(
+        False, "draw each index by itself, where otherwise all are used as evenly as can be"
+    )
+    bound: float = option(0.02, "θ starts uniform within ± this")
+    seed: int = option(42, "seed of the indices")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,9 +63,9 @@ class Shared(Additive):
     def allot(self, sites: Sequence[Site]) -> Sequence[dict[str, Param]]:
         shapes = [shape for site in sites for shape in self._shapes(site)]
         if torch.empty(0).is_meta:
-            drawn = [torch.empty(shape, dtype=torch.int32) for shape in shapes]
+            drawn = [torch.empty(shape, dtype=narrow(self.length)) for shape in shapes]
         else:
-            every = torch.from_numpy(self._indices(sites).astype(np.int32))
+            every = torch.from_numpy(self._indices(sites)).to(narrow(self.length))
             sizes = [int(np.prod(shape)) for shape in shapes]
             parts = zip(every.split(sizes), shapes, strict=True)
             drawn = [part.reshape(shape).clone() for part, shape in parts]
@@ -93,9 +94,15 @@ class Shared(Additive):
     def init(self, site: Site) -> dict[str, Param]:
         return {}
 
+    def misfit(self, p: Values) -> str | None:
+        most = max(int(p.A.max()), int(p.B.max()))
+        least = min(int(p.A.min()), int(p.B.min()))
+        fits = least >= 0 and most < self.length
+        return None if fits else f"indices lie beyond a vector of {self.length}"
+
     def _factors(self, p: Values) -> tuple[Tensor, Tensor]:
         vector = p.theta * p.norm
-        return vector[p.A], vector[p.B]
+        return vector[p.A.int()], vector[p.B.int()]
 
     def delta(self, p: Values) -> Tensor:
         A, B = self._factors(p)

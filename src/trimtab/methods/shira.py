@@ -11,14 +11,14 @@ seldom the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from trimtab.core.errors import InputError
-from trimtab.core.method import Fields, Names
+from trimtab.core.method import Fields, Names, option
 from trimtab.core.site import Site
 from trimtab.core.sparse import Sparse, drawn, largest
 
@@ -28,7 +28,8 @@ MASKS = ("random", "magnitude", "nonzero", "data")
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     """The file's places hold whatever chose them; a mask of the user's own has no name here."""
     mask = config.get("mask_type", "random")
-    return {"mask": mask if mask in ("random", "magnitude") else "data"}
+    known, seed = mask in ("random", "magnitude"), config.get("random_seed")
+    return {"mask": mask if known else "data", "seed": seed if mask == "random" else None}
 
 
 def _write(method: Any) -> dict[str, Any]:
@@ -37,14 +38,14 @@ def _write(method: Any) -> dict[str, Any]:
             'shira: HF PEFT holds rank (in + out) values at a site, and mask="nonzero" has as many '
             "as the base's weight has; use format='trimtab'"
         )
-    return {"mask_type": method.mask}
+    return {"mask_type": method.mask, "random_seed": method.seed}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SHiRA(Sparse):
-    """`mask`: "random" places, drawn from `seed`; those of largest "magnitude" in the base; or all
-    that are "nonzero" there, whatever the rank: what a pruned model trains while its zeros stay.
-    "data" are places that `trimtab.init.fisher` chose, or another library."""
+    """Trained values at fixed places: "random" ones; those of largest "magnitude" in the base; or
+    all that are "nonzero" there, so that a pruned model keeps its zeros. "data" are places that
+    `trimtab.init.fisher` chose, or another library."""
 
     name = "shira"
     paper = "arXiv:2406.13175"
@@ -52,20 +53,26 @@ class SHiRA(Sparse):
     hf: ClassVar[Names | None] = Names(
         peft_type="SHIRA",
         tensors={"values": "shira_weight", "indices": "shira_indices"},
-        fields={"rank": "r", "seed": "random_seed"},
+        fields={"rank": "r"},
         patterns=(),
-        more=Fields(("mask_type",), _read, _write),
+        more=Fields(("mask_type", "random_seed"), _read, _write),
     )
 
-    rank: int = 8
-    mask: str = "random"
-    seed: int | None = None
+    rank: int = option(8, "r: a site trains r (in + out) values, as LoRA of that rank")
+    mask: str = option(
+        "random", 'which values: "random", "magnitude", "nonzero" (whatever r) or "data"'
+    )
+    seed: int | None = option(
+        None, 'seed of the places of mask="random"; None: always the same places'
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("rank", self.rank >= 1, "be at least 1")
         self.require("mask", self.mask in MASKS, f"be one of {', '.join(MASKS)}")
         self.require("seed", self.seed is None or self.seed >= 0, "be at least 0")
+        self.require_use("seed", self.mask == "random", 'with mask="random"')
+        self.require_use("rank", self.mask != "nonzero", 'where mask is not "nonzero"')
 
     def accepts(self, site: Site) -> str | None:
         if (reason := super().accepts(site)) is not None:
@@ -75,6 +82,11 @@ class SHiRA(Sparse):
             return several if site.geometry.count else None
         count, size = self._count(site), site.out_features * site.in_features
         return f"rank {self.rank} takes {count} values of {size}" if count > size else None
+
+    def unused(self, sites: Sequence[Site]) -> str | None:
+        if self.mask != "data":
+            return super().unused(sites)
+        return 'mask="data" is what trimtab.init.fisher makes of another: leave it out'
 
     def _count(self, site: Site) -> int:
         return self.rank * (site.out_features + site.in_features)
@@ -92,4 +104,4 @@ class SHiRA(Sparse):
         return None
 
     def placed(self, count: int) -> SHiRA:
-        return replace(self, mask="data")
+        return replace(self, mask="data", seed=None)

@@ -22,22 +22,21 @@ from torch.nn import functional as F
 
 from trimtab.core.call import Call
 from trimtab.core.layout import runs
-from trimtab.core.method import Beside, Param, Values
+from trimtab.core.method import Beside, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side(Beside):
-    """A ladder whose width is the stack's divided by `reduction`. `temperature` is that of its
-    gates. It starts at the base, U being zero."""
+    """A narrow ladder beside the base. It starts at the base, U being zero."""
 
     name = "side"
     paper = "arXiv:2206.06522"
     learning_rate = 3e-3
 
-    reduction: int = 8
-    temperature: float = 0.1
+    reduction: int = option(8, "the stack's width over the ladder's")
+    temperature: float = option(0.1, "T of the gates μᵢ: the smaller, the sharper")
 
     def __post_init__(self) -> None:
         super().__post_init__()

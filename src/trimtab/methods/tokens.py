@@ -20,16 +20,14 @@ from torch.nn import functional as F
 
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError
-from trimtab.core.method import Names, Param, Transform, Values
+from trimtab.core.method import Names, Param, Transform, Values, option
 from trimtab.core.operator import Operator
 from trimtab.core.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens(Transform):
-    """Trains these `rows` of the embedding, by the tokens' ids; None: every row. `tied`: the same
-    rows act wherever it is attached, as in an output layer that is tied to the embedding.
-    """
+    """Trains rows of the embedding, by the tokens' ids."""
 
     name = "tokens"
     targets = ("embedding",)
@@ -44,8 +42,10 @@ class Tokens(Transform):
     )
     replaces = frozenset({"weight"})
 
-    rows: tuple[int, ...] | None = None
-    tied: bool = False
+    rows: tuple[int, ...] | None = option(None, "ids of the tokens whose rows train; None: all")
+    tied: bool = option(
+        False, "the same rows wherever it is attached, as in an output layer tied to the embedding"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,23 +16,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from trimtab.core.method import Composite, Method
+from trimtab.core.method import Composite, Method, option
 from trimtab.core.registry import build
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniPELT(Composite):
-    """Gated LoRA of `rank` and `alpha`, a prefix of `length`, an adapter of `width`."""
+    """A gated LoRA, a gated prefix and a gated adapter."""
 
     name = "unipelt"
     paper = "arXiv:2110.07577"
     learning_rate = 5e-4
     starts_at_base: ClassVar[str | None] = "every position attends to the prefix"
 
-    rank: int = 8
-    alpha: float = 16.0
-    length: int = 10
-    width: int = 48
+    rank: int = option(8, "r of the gated LoRA")
+    alpha: float = option(16.0, "numerator of the LoRA's scale alpha / r")
+    length: int = option(10, "n, the gated prefix's keys and values at each attention")
+    width: int = option(48, "m, the features inside the gated adapter")
 
     def parts(self) -> tuple[Method, ...]:
         return (

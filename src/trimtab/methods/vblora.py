@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.method import Additive, Names, Param, Values
+from trimtab.core.method import Additive, Names, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 from trimtab.methods._peft_vblora import VBLORA_NAMES
@@ -28,8 +28,7 @@ from trimtab.methods._peft_vblora import VBLORA_NAMES
 
 @dataclass(frozen=True, kw_only=True)
 class VBLoRA(Additive):
-    """A low-rank update whose factors are mixtures of `num_vectors` shared vectors. The bank starts
-    uniform within ±`bank_bound`, the logits normal with `logits_std`."""
+    """A low-rank update whose factors are mixtures of vectors from a shared bank."""
 
     name = "vb-lora"
     paper = "arXiv:2405.15179"
@@ -37,12 +36,12 @@ class VBLoRA(Additive):
     starts_at_base: ClassVar[str | None] = "its factors are mixtures of vectors that are not zero"
     hf: ClassVar[Names | None] = VBLORA_NAMES
 
-    rank: int = 4
-    num_vectors: int = 256
-    vector_length: int = 256
-    topk: int = 2
-    bank_bound: float = 0.02
-    logits_std: float = 0.1
+    rank: int = option(4, "r, the rows of A and the columns of B")
+    num_vectors: int = option(256, "h, vectors in the bank")
+    vector_length: int = option(256, "b, numbers in each vector")
+    topk: int = option(2, "k, vectors that are mixed into each piece, at most h")
+    bank_bound: float = option(0.02, "the bank starts uniform within ± this")
+    logits_std: float = option(0.1, "standard deviation of the logits σ at the start")
 
     def __post_init__(self) -> None:
         super().__post_init__()

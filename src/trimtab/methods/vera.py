@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.method import Additive, Names, Param, Values
+from trimtab.core.method import Additive, Names, Param, Values, option
 from trimtab.core.operator import linear
 from trimtab.core.site import Site
 
@@ -49,9 +49,9 @@ class VeRA(Additive):
         saved="save_projection",
     )
 
-    rank: int = 256
-    d_initial: float = 0.1
-    seed: int = 0
+    rank: int = option(256, "r, rows of the random A and columns of the random B")
+    d_initial: float = option(0.1, "value of each number of d at the start")
+    seed: int = option(0, "seed of the random matrices A and B")
 
     def __post_init__(self) -> None:
         super().__post_init__()

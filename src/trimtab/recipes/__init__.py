@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way of training that papers have named: its module, and the method that it trains unless
-    another is attached (None: it has none of its own)."""
+    """A way of training that papers have named: its module, the method that it trains unless
+    another is attached (None: it has none of its own), how it is used, and whether `tune` takes it
+    as `--recipe`."""
 
     name: str
     paper: str
     about: str
     method: str | None
     module: str
+    use: str
+    by_tune: bool = False
 
 
 RECIPES = {
@@ -27,6 +30,8 @@ RECIPES = {
             "length-normalised losses",
             "ia3",
             "trimtab.recipes.t_few",
+            "trimtab.attach(model, trimtab.IA3()), model being a language model, then "
+            "trimtab.recipes.t_few.train(model, tokenizer, examples)",
         ),
         Recipe(
             "aut-few",
@@ -35,6 +40,8 @@ RECIPES = {
             "and chosen by cross-validation",
             "ia3",
             "trimtab.recipes.aut_few",
+            "trimtab.recipes.aut_few.fit(model, tokenizer, texts, labels), model being a language "
+            "model, preferably one that follows instructions",
         ),
         Recipe(
             "distill",
@@ -42,6 +49,9 @@ RECIPES = {
             "training on a teacher's logits and hidden states beside the labels",
             None,
             "trimtab.recipes.distill",
+            "trimtab tune --recipe distill --teacher with a finished run or a model, or "
+            "trimtab.recipes.distill.Distiller(student, teacher) as the loss of a loop",
+            by_tune=True,
         ),
     )
 }

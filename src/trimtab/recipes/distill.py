@@ -100,6 +100,8 @@ class Distiller(nn.Module):
         if not isinstance(layers, Mapping | None):
             raise InputError(f"layers is {{the student's: the teacher's}}, and not {layers!r:.60}")
         self.layers = dict(layers or {})
+        if hidden != 1.0 and not self.layers:
+            raise InputError(f"hidden={hidden} weighs hidden states, and layers names none of them")
         self.positions = positions or self._positions
         self.maps = nn.ModuleDict(self._maps())
 

@@ -97,6 +97,8 @@ def train(
         on_step: called with the step, from 1, and its losses.
     """
     _check(examples, steps, batch_size, warmup, lr)
+    if optimizer is not None and lr != RATE:
+        raise InputError(f"lr={lr} is for Adafactor, and the given optimizer has a rate of its own")
     groups = parameters(model, lr=lr)
     if not groups:
         raise InputError("nothing active trains: attach a method, or load(…, trainable=True)")

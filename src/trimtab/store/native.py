@@ -2,7 +2,9 @@
 `adapter.safetensors`.
 
 Tensors are named `site.method.tensor`, or by the parameter itself where the base's own parameters
-train.
+train. What a method draws from its seed (VeRA's projections, Uni-LoRA's indices, places of sparse
+values) is stored as well: torch and numpy promise the same draws on one version alone, and a file
+must give the same adapter on any machine.
 """
 
 from __future__ import annotations
@@ -182,7 +184,8 @@ def saved_method(name: str, arguments: Mapping[str, Any]) -> Method:
 
 
 def locate(named: list[tuple[str, Method]], known: Mapping[str, Site], adapter: str) -> Pairs:
-    """Sites of this model for the saved names."""
+    """Sites of this model for the saved names. What insists on a base in one format acts on others
+    by the law without that; the caller tells its user."""
     pairs: Pairs = []
     for name, method in named:
         site = known.get(name)
@@ -191,7 +194,9 @@ def locate(named: list[tuple[str, Method]], known: Mapping[str, Site], adapter: 
                 f"adapter {adapter!r} has the site {name!r}, which this model has not; "
                 f"{nearest(name, known)}"
             )
-        reason = method.accepts(site)
+        reason, other = method.accepts(site), method.elsewhere()
+        if reason and other is not None and other.accepts(site) is None:
+            reason, method = None, other
         if reason:
             raise AdapterMismatch(
                 f"adapter {adapter!r}: {method.name} cannot act at {name!r}: {reason}"

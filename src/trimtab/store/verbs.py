@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from trimtab.adapt import admit, install, require_parts, select
 from trimtab.core.adapter import Adapter, carries, intact, record, unwrap
 from trimtab.core.compose import Composition
 from trimtab.core.errors import AdapterMismatch, InputError
-from trimtab.core.method import Selection
+from trimtab.core.method import Method, Selection
 from trimtab.core.site import Site
 from trimtab.core.training import warn_unready, warn_unscheduled
 from trimtab.match import sites
@@ -145,8 +146,36 @@ def _load_native(model: nn.Module, folder: Path, name: str | None, force: bool) 
         adapter.originals, adapter.in_place = {key: tensors[key] for key in adapter.selected}, False
         return install(model, record_, adapter)
     pairs = native.locate(named, _known(model), name)
+    tensors = _elsewhere(named, pairs, tensors, name)
     check = functools.partial(native.check_digest, config, folder)
     return place_read(model, name, pairs, tensors, base=config["base"], force=force, check=check)
+
+
+def _elsewhere(
+    named: list[tuple[str, Method]], pairs: native.Pairs, tensors: dict[str, Tensor], adapter: str
+) -> dict[str, Tensor]:
+    """The tensors by the names of the methods that act here, which a warning tells where they are
+    not those of the file."""
+    changed = {
+        f"{name}.{saved.name}.": (f"{name}.{method.name}.", saved, method)
+        for (name, saved), (_, method) in zip(named, pairs, strict=True)
+        if method.name != saved.name
+    }
+    if not changed:
+        return tensors
+    _, saved, method = next(iter(changed.values()))
+    warnings.warn(
+        f"adapter {adapter!r} is {saved.name}, trained over a base in {saved.base}, and at "
+        f"{len(changed)} sites the base is not: there it acts as {method.name}, and outputs differ "
+        f"by what quantisation rounds. For the base that it was trained on, "
+        f"trimtab.quantise(model, {saved.base!r}) before loading",
+        stacklevel=4,
+    )
+    heads = {key: f"{key.rpartition('.')[0]}." for key in tensors}
+    return {
+        changed[heads[key]][0] + key.rpartition(".")[2] if heads[key] in changed else key: tensor
+        for key, tensor in tensors.items()
+    }
 
 
 def _load_hf(model: nn.Module, folder: Path, name: str | None, force: bool) -> Adapter:

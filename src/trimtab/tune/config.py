@@ -32,7 +32,7 @@ class Config(BaseModel):
     ranks: dict[str, int] = {}
     method_arg: dict[str, Any] = {}
     train: list[str] | None = None
-    recipe: Literal["distill"] | None = None
+    recipe: str | None = None
     teacher: str | None = None
     recipe_arg: dict[str, Any] = {}
     lr: float | None = Field(None, gt=0)

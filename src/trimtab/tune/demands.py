@@ -7,6 +7,7 @@ from trimtab.core.errors import InputError, nearest
 from trimtab.core.method import Intervention, Method, Prefix, Prompt
 from trimtab.core.training import scheduled
 from trimtab.methods.whole import Whole
+from trimtab.recipes import RECIPES
 from trimtab.tune.config import Config
 
 _MISSING = {
@@ -47,6 +48,16 @@ def _refuse_recipe(config: Config) -> None:
         if config.teacher is not None or config.recipe_arg:
             raise InputError("--teacher and --recipe-arg belong to a recipe: add --recipe distill")
         return
+    if config.recipe not in RECIPES:
+        raise InputError(
+            f"no recipe is called {config.recipe!r}; {nearest(config.recipe, RECIPES)}"
+        )
+    recipe = RECIPES[config.recipe]
+    if not recipe.by_tune:
+        raise InputError(
+            f"--recipe {recipe.name}: tune trains classifiers on labels, and {recipe.name} is "
+            f"{recipe.about}. It is used in Python: {recipe.use}; see docs/recipes.md"
+        )
     if config.teacher is None:
         raise InputError("--recipe distill needs --teacher: a finished run, or a model")
     if config.method == "head":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -13,16 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.heads import heads
-from trimtab.evaluate.predict import Collate, batches, precision
+from trimtab.evaluate.predict import Collate, Follow, batches, precision
+
+EPOCHS, RATES = 30, (1e-3, 1e-2)
+"""Of training a head alone: epochs at each of these learning rates."""
 
 _TOLERANCE = 0.05  # bf16's, on logits of a few units
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the head receives: (n, width) in fp32, in the order of the examples."""
+    """What the head receives, (n, width) in fp32, and what the whole model then gave, (n, classes);
+    in the order of the examples."""
 
     values: Tensor
+    outputs: np.ndarray
     examples: Sequence[Any]
 
     def dataset(self) -> list[dict[str, Any]]:
@@ -58,27 +63,35 @@ def head_of(model: nn.Module) -> nn.Module | None:
 
 @torch.no_grad()
 def extract(
-    model: nn.Module, examples: Sequence[Any], collate: Collate, *, batch_size: int, autocast: bool
+    model: nn.Module,
+    examples: Sequence[Any],
+    collate: Collate,
+    *,
+    batch_size: int,
+    autocast: bool,
+    follow: Follow = iter,
 ) -> Features | None:
     """The head's inputs for all examples; None where the head is not the model's last step over one
     vector an example (it then has to be trained through the whole model)."""
-    head, seen = head_of(model), []
+    head, seen, given = head_of(model), [], []
     if head is None:
         return None
     device, training = next(model.parameters()).device, model.training
     hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().float()))
     model.eval()
     try:
-        for batch in batches(examples, batch_size):
+        for batch in follow(batches(examples, batch_size)):
             inputs = {k: v.to(device) for k, v in collate(batch).items() if k != "labels"}
             with precision(device, autocast):
-                direct = model(**inputs).logits.float()
+                given.append(model(**inputs).logits.float())
             if seen[-1].ndim != 2:
                 return None
     finally:
         hook.remove()
         model.train(training)
-    return Features(torch.cat(seen).cpu(), examples) if _is_last(head, seen[-1], direct) else None
+    if not _is_last(head, seen[-1], given[-1]):
+        return None
+    return Features(torch.cat(seen).cpu(), torch.cat(given).cpu().numpy(), examples)
 
 
 def _is_last(head: nn.Module, features: Tensor, logits: Tensor) -> bool:
@@ -94,30 +107,40 @@ def apply(head: nn.Module, features: Features) -> np.ndarray:
     return copy.deepcopy(head).float().cpu()(features.values).numpy()
 
 
-def probe(head: nn.Module, train: Features, validation: Features, seed: int) -> nn.Module:
+def probe(
+    head: nn.Module, train: Features, validation: Features, seed: int, follow: Follow = iter
+) -> nn.Module:
     """A copy of the head trained on features alone, the best of its epochs and learning rates on
     the validation split.
     """
     best, kept = -1.0, head
-    for lr in (1e-3, 1e-2):
-        one = copy.deepcopy(head).float().cpu()
-        for accuracy in _epochs(one, train, validation, lr, seed):
-            if accuracy > best:
-                best, kept = accuracy, copy.deepcopy(one)
+    for accuracy, one in follow(_tried(head, train, validation, seed)):
+        if accuracy > best:
+            best, kept = accuracy, copy.deepcopy(one)
     return kept
 
 
+def _tried(
+    head: nn.Module, train: Features, validation: Features, seed: int
+) -> Iterator[tuple[float, nn.Module]]:
+    """(validation accuracy, head) after each epoch, at one learning rate after the other."""
+    for lr in RATES:
+        one = copy.deepcopy(head).float().cpu()
+        for accuracy in _epochs(one, train, validation, lr, seed):
+            yield accuracy, one
+
+
 def _epochs(
-    head: nn.Module, train: Features, validation: Features, lr: float, seed: int, epochs: int = 30
-) -> Any:
+    head: nn.Module, train: Features, validation: Features, lr: float, seed: int
+) -> Iterator[float]:
     """Train with AdamW and a falling learning rate; yields validation accuracy after each epoch."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.tensor([example["labels"] for example in train.examples])
     held_out = torch.tensor([example["labels"] for example in validation.examples])
     head.requires_grad_(True)
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    for _ in range(epochs):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
+    for _ in range(EPOCHS):
         for rows in torch.randperm(len(labels), generator=generator).split(256):
             optimizer.zero_grad()
             nn.functional.cross_entropy(head(train.values[rows]), labels[rows]).backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from trimtab.tasks.text_classification import Encoded
 from trimtab.tune import demands, features, results, teacher
 from trimtab.tune.config import Config
 from trimtab.tune.folder import Run
+from trimtab.tune.phases import Phases
 from trimtab.tune.session import (
     EVAL_BATCH,
     Session,
@@ -68,39 +70,45 @@ def tune(config: Config, *, resume: bool = False, quiet: bool = False) -> dict[s
     counts; the result is the same as that of a run that was never stopped.
     """
     began = time.perf_counter()
-    run = Run(Path(config.out))
+    run, phases = Run(Path(config.out)), Phases(quiet)
     if resume:
         config = run.config()
         config.out = str(run.path)  # the folder may have been moved
     else:
         run.create(config)
     try:
-        work, adapter = _ready(run, config)
+        work, adapter = _ready(run, config, phases)
     except InputError:
         if not resume:
             run.abandon()
         raise
     memory, tokens = train(work.session, adapter, run, work.encoded, work.cached, quiet)
-    work.outputs["adapted"] = {s: work.session.logits(work.encoded[s]) for s in SPLITS[1:]}
+    _measure(work, "adapted")
     store.save(work.session.model, run.adapter)
-    return results.conclude(work, memory, tokens, time.perf_counter() - began)
+    with phases.doing("writing the report"):
+        return results.conclude(work, memory, tokens, time.perf_counter() - began)
 
 
-def _ready(run: Run, config: Config) -> tuple[Work, Adapter]:
+def _ready(run: Run, config: Config, phases: Phases) -> tuple[Work, Adapter]:
     """All that comes before training. Wrong input shows here, and then leaves no folder behind."""
     demands.refuse(config)
     check_trackers(config)
-    work = _prepare(run, config)
+    work = _prepare(run, config, phases)
     _baselines(work)
     return work, _attach(work)
 
 
-def _prepare(run: Run, config: Config) -> Work:
-    splits = read_data(config)
+def _prepare(run: Run, config: Config, phases: Phases) -> Work:
+    with phases.doing(f"reading {config.data}"):
+        splits = read_data(config)
     labels = _labels(config, splits)
-    session = open_session(config, labels)
+    with phases.doing(f"opening {config.model}"):
+        session = open_session(config, labels)
+    session.phases = phases
     session.notes.extend(splits.notes)
-    settle_length(session, splits.train)
+    session.distiller = teacher.distiller(session)
+    with phases.doing("counting tokens"):
+        settle_length(session, splits.train)
     if config.lr is None:
         config.lr = registry.lookup(config.method).learning_rate
     config.labels = labels
@@ -113,11 +121,11 @@ def _prepare(run: Run, config: Config) -> Work:
     for split in SPLITS:
         check_digest(config, split, getattr(splits, split))
     config.digests = {split: digest(getattr(splits, split)) for split in SPLITS}
-    encoded = {split: session.encode(getattr(splits, split)) for split in SPLITS}
+    each = phases.track(SPLITS, "encoding the texts")
+    encoded = {split: session.encode(getattr(splits, split)) for split in each}
     for split, one in encoded.items():
         note_truncation(session, split, one)
     narrow(session, encoded["train"])
-    session.distiller = teacher.distiller(session)
     return Work(run, session, splits, encoded, {})
 
 
@@ -135,7 +143,7 @@ def _labels(config: Config, splits: Splits) -> list[str]:
 def _baselines(work: Work) -> None:
     """What the base is worth as it was loaded, and with nothing but its head trained."""
     session, began = work.session, time.perf_counter()
-    work.cached = {}
+    phases, work.cached = session.phases, {}
     for split in SPLITS:
         found = features.extract(
             session.model,
@@ -143,22 +151,36 @@ def _baselines(work: Work) -> None:
             session.collate,
             batch_size=EVAL_BATCH,
             autocast=session.config.autocast,
+            follow=functools.partial(phases.track, what=f"running the base over {split}"),
         )
         if found is None:
             session.notes.append(
                 "head only was not measured: the head takes more than one vector a text"
             )
             work.cached = None
-            work.outputs["base"] = {s: session.logits(work.encoded[s]) for s in SPLITS[1:]}
+            _measure(work, "base")
             return
         work.cached[split] = found
     head = features.head_of(session.model)
     assert head is not None
     held_out = [work.cached[split] for split in SPLITS[1:]]
-    _keep(work, "base", [features.apply(head, split) for split in held_out])
-    work.probed = features.probe(head, work.cached["train"], held_out[0], session.config.seed)
+    _keep(work, "base", [split.outputs for split in held_out])
+    told = functools.partial(
+        phases.track,
+        what="training the head alone",
+        total=features.EPOCHS * len(features.RATES),
+    )
+    work.probed = features.probe(head, work.cached["train"], held_out[0], session.config.seed, told)
     work.probe_seconds = time.perf_counter() - began
     _keep(work, "head", [features.apply(work.probed, split) for split in held_out])
+
+
+def _measure(work: Work, row: str) -> None:
+    """What the model gives as it is now, on what was held out: a row of the table."""
+    work.outputs[row] = {
+        split: work.session.logits(work.encoded[split], f"evaluating {row} on {split}")
+        for split in SPLITS[1:]
+    }
 
 
 def _keep(work: Work, row: str, outputs: Sequence[np.ndarray]) -> None:
@@ -174,6 +196,7 @@ def _attach(work: Work) -> Adapter:
 
     session, config = work.session, work.session.config
     transformers.set_seed(config.seed)
+    attention = getattr(session.model.config, "_attn_implementation", None)
     method = config.build_method()
     whole = trained_whole(session)
     adapter = adapt.attach(
@@ -190,8 +213,14 @@ def _attach(work: Work) -> Adapter:
     if config.gradient_checkpointing:
         session.model.activation_checkpointing_enable({"use_reentrant": False})
     batch = _middle(work)
-    choose_attention(session, _step(session, adapter, batch))
-    choose_replicas(session, batch)
+    with session.phases.doing("measuring attention"):
+        choose_attention(session, _step(session, adapter, batch))
+    if config.attention != attention:  # the base's figures are those of the one that stays
+        adapt.activate(session.model, None)
+        _measure(work, "base")
+        adapt.activate(session.model, adapter.name)
+    with session.phases.doing("measuring parts of a batch side by side"):
+        choose_replicas(session, batch)
     work.run.write_config(config)
     return adapter
 
@@ -202,6 +231,7 @@ def _choose_places(work: Work) -> None:
     session, examples = work.session, work.encoded["train"].examples
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
     chosen = [session.collate([examples[i]]) for i in order[:_CHOOSING]]
+    followed = session.phases.track(chosen, "choosing the places of values")
 
     def loss(model: nn.Module, batch: Any) -> torch.Tensor:
         inputs = {k: v.to(session.model.device) for k, v in batch.items() if k != "labels"}
@@ -209,7 +239,7 @@ def _choose_places(work: Work) -> None:
             logits = model(**inputs).logits
         return session.task.loss(logits, batch["labels"].to(logits.device))
 
-    fisher(session.model, chosen, loss, examples=_CHOOSING)
+    fisher(session.model, followed, loss=loss, examples=_CHOOSING)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from trimtab.tasks import TextClassification, lookup
 from trimtab.tasks.text_classification import Encoded
 from trimtab.tune import demands, hardware, positions, replicas
 from trimtab.tune.config import Config
+from trimtab.tune.phases import QUIET, Phases
 
 EVAL_BATCH = 64
 _LONG = 0.05  # share of truncated texts from which a warning is due
@@ -41,6 +43,7 @@ class Session:
     fresh: list[str]
     notes: list[str] = field(default_factory=list)
     distiller: Any = None
+    phases: Phases = QUIET
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         return self.task.collate(examples, self.tokenizer.pad_token_id)
@@ -51,14 +54,16 @@ class Session:
             rows, self.tokenizer, self.labels if labelled else None, self.config.max_length
         )
 
-    def logits(self, encoded: Encoded) -> np.ndarray:
-        """The model's outputs in the data's order, computed as every reported number is."""
+    def logits(self, encoded: Encoded, what: str = "running the model") -> np.ndarray:
+        """The model's outputs in the data's order, computed as every reported number is; `what` is
+        said of it meanwhile."""
         values = logits(
             self.model,
             encoded.examples,
             self.collate,
             batch_size=EVAL_BATCH,
             autocast=self.config.autocast,
+            follow=functools.partial(self.phases.track, what=what),
         )
         return encoded.restore(values)
 

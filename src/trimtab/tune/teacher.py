@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trimtab.core.errors import InputError
+from trimtab.core.errors import InputError, nearest
 from trimtab.recipes.distill import Distiller
 from trimtab.tune.folder import Run
 from trimtab.tune.session import Session
@@ -19,7 +19,8 @@ def distiller(session: Session) -> Distiller | None:
     name = session.config.teacher
     if name is None:
         return None
-    made, labels, tokenizer = _open(session, name)
+    with session.phases.doing(f"opening the teacher {name}"):
+        made, labels, tokenizer = _open(session, name)
     if sorted(labels) != sorted(session.labels):
         raise InputError(
             f"--teacher {name} knows the labels {labels}, and the data has {session.labels}"
@@ -43,8 +44,14 @@ def _open(session: Session, name: str) -> tuple[nn.Module, list[str], Any]:
         found = open_run(name)
         return found.model, found.labels, found.tokenizer
     task = session.task
-    labels = task.order(name, session.labels)
-    tokenizer = task.tokenizer(name)
+    try:
+        labels = task.order(name, session.labels)
+        tokenizer = task.tokenizer(name)
+    except InputError as error:
+        raise InputError(
+            f"--teacher {name} is no run (no config.yaml lies in it){_near(Path(name))}; nor can "
+            f"it be opened as a model: {error}"
+        ) from None
     made, fresh = task.model(name, labels, tokenizer, torch.float32, dropout=False)
     if fresh:
         raise InputError(
@@ -52,6 +59,13 @@ def _open(session: Session, name: str) -> tuple[nn.Module, list[str], Any]:
             "random. A teacher is a finished run, or a model with a head for just these labels"
         )
     return made.to(session.model.device), labels, tokenizer
+
+
+def _near(path: Path) -> str:
+    """Runs beside it that are called nearly so."""
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    runs = [str(one) for one in beside if Run(one).config_file.exists()]
+    return f"; {nearest(str(path), runs)}" if runs else ""
 
 
 class _Reordered(nn.Module):
