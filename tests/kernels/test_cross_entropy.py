@@ -95,7 +95,7 @@ def made(name: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor, Tensor]:
     model = MODELS[name]().to(dtype).train()
     adapter = trimtab.attach(model, trimtab.LoRA(rank=2))
     for parameter in adapter.parameters():
-        nn.init.normal_(parameter, std=0.3)
+        nn.init.normal_(parameter, std=0.1)
     ids = torch.randint(VOCAB, (3, 9))
     labels = ids.clone()
     labels[0, :5] = labels[2, 7:] = -100

@@ -31,6 +31,7 @@ class Kernel:
 
 
 _kernels: dict[type[Method], list[Kernel]] = {}
+_general: list[Kernel] = []
 _enabled = os.environ.get("TRIMTAB_KERNELS", "on").lower() not in {"off", "0", "false"}
 
 
@@ -40,10 +41,15 @@ def register(method: type[Method], kernel: Kernel) -> None:
     _kernels.setdefault(method, []).insert(0, kernel)
 
 
+def register_for_all(kernel: Kernel) -> None:
+    """Offer a kernel that follows from any method's law: where it applies it says itself."""
+    _general.append(kernel)
+
+
 def find(delta: Delta, x: Tensor, inner: Operator) -> Run | None:
     """The first kernel that applies here, or None: then the law itself is evaluated."""
     if _enabled:
-        for kernel in _kernels.get(type(delta.method), ()):
+        for kernel in (*_kernels.get(type(delta.method), ()), *_general):
             if kernel.applies(delta, x, inner):
                 return kernel.run
     return None

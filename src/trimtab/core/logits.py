@@ -61,7 +61,7 @@ class Waiting(Tensor):
     """A tensor that holds others in the place of numbers. Every use in Python asks the subclass."""
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         raise StateError(
@@ -229,13 +229,9 @@ _KNOWN: dict[Any, Callable[..., Any]] = {
     Tensor.reshape: _shaped,
     Tensor.__getitem__: _rows,
     Tensor.contiguous: _same,
-    Tensor.shape.__get__: _fact("shape"),  # type: ignore[attr-defined]
-    Tensor.dtype.__get__: _fact("dtype"),  # type: ignore[attr-defined]
-    Tensor.device.__get__: _fact("device"),  # type: ignore[attr-defined]
-    Tensor.ndim.__get__: _fact("ndim"),  # type: ignore[attr-defined]
-    Tensor.requires_grad.__get__: _of_input("requires_grad"),  # type: ignore[attr-defined]
-    Tensor.grad_fn.__get__: _of_input("grad_fn"),  # type: ignore[attr-defined]
     Tensor.size: _fact("size"),
     Tensor.dim: _fact("dim"),
     Tensor.is_floating_point: _fact("is_floating_point"),
+    **{getattr(Tensor, name).__get__: _fact(name) for name in ("shape", "dtype", "device", "ndim")},
+    **{getattr(Tensor, n).__get__: _of_input(n) for n in ("requires_grad", "grad_fn")},
 }

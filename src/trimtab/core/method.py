@@ -47,6 +47,7 @@ class Method(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     by_example: ClassVar[bool] = False
     replaces: ClassVar[frozenset[str]] = frozenset()
+    dense: ClassVar[bool] = False
     base: ClassVar[str | None] = None
     hf: ClassVar[Names | None] = None
 

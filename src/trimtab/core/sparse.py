@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class Sparse(Additive):
 
     What is kept and trained is k numbers; the places go into the file, so that it stands by itself.
     """
+
+    dense: ClassVar[bool] = True
 
     @abstractmethod
     def places(self, site: Site) -> Tensor:

@@ -19,17 +19,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from trimtab.core.delta import Delta
-from trimtab.core.kernel import Kernel, register
-from trimtab.core.method import Method
+from trimtab.core.kernel import Kernel, register_for_all
 from trimtab.core.operator import Base, Operator
 from trimtab.core.values import Values
 from trimtab.kernels.plain import plain, rows
-from trimtab.methods.fish import Fish
-from trimtab.methods.fourierft import FourierFT
-from trimtab.methods.hira import HiRA
-from trimtab.methods.loha import LoHa
-from trimtab.methods.randlora import RandLoRA
-from trimtab.methods.shira import SHiRA
 
 Matrix = Callable[..., Tensor]
 
@@ -62,11 +55,12 @@ class DenseLinear(torch.autograd.Function):
 def _applies(delta: Delta, x: Tensor, inner: Operator) -> bool:
     """Where dropout is off and the site has something to train."""
     method: Any = delta.method
-    return plain(inner, x) and not (method.dropout and delta.training) and _trains(delta)
-
-
-def _trains(delta: Delta) -> bool:
-    return any(tensor.numel() for tensor in delta.parameters())
+    return (
+        method.dense
+        and plain(inner, x)
+        and not (method.dropout and delta.training)
+        and any(tensor.numel() for tensor in delta.parameters())
+    )
 
 
 def _run(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
@@ -84,15 +78,4 @@ def _run(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def _tall(delta: Delta, x: Tensor, inner: Operator) -> bool:
-    """A product of tall factors costs more than two products with them where rows are few."""
-    out, width = inner.geometry.out_features, inner.geometry.in_features
-    n = x.numel() // max(1, x.shape[-1])
-    return n * (out + width) > 2 * out * width and _applies(delta, x, inner)
-
-
-DENSE: tuple[type[Method], ...] = (Fish, FourierFT, HiRA, LoHa, SHiRA)
-
-for one in DENSE:
-    register(one, Kernel("dense-linear", _applies, _run))
-register(RandLoRA, Kernel("dense-linear", _tall, _run))
+register_for_all(Kernel("dense-linear", _applies, _run))

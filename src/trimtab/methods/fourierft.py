@@ -35,6 +35,7 @@ class FourierFT(Additive):
     name = "fourierft"
     paper = "arXiv:2405.03003"
     learning_rate = 5e-2
+    dense = True
     hf: ClassVar[Names | None] = Names(
         peft_type="FOURIERFT",
         tensors={"c": "fourierft_spectrum"},
@@ -80,8 +81,7 @@ class FourierFT(Additive):
         size = (p.site.out_features, p.site.in_features)
         sides = p.indices.new_tensor(size)[:, None]
         even = scattered(p.c, p.indices, *size) + scattered(p.c, (sides - p.indices) % sides, *size)
-        half = even[:, : size[1] // 2 + 1]
-        half = half.to(torch.promote_types(half.dtype, torch.complex64))
+        half = even[:, : size[1] // 2 + 1].to(torch.promote_types(even.dtype, torch.complex64))
         return self.scaling / 2 * torch.fft.irfft2(half, s=size)
 
     def matvec(self, p: Values, x: Any) -> Tensor:

@@ -39,6 +39,7 @@ class HiRA(InputDropout, Transform):
     paper = "openreview:TwJrTz9cRS"
     kinds = frozenset({"linear", "embedding", "conv"})
     learning_rate = 2e-3
+    dense = True
     hf: ClassVar[Names | None] = Names(
         peft_type="HIRA",
         tensors={"A": "hira_A", "B": "hira_B"},

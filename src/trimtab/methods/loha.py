@@ -29,6 +29,7 @@ class LoHa(Additive):
     name = "loha"
     paper = "arXiv:2108.06098"
     learning_rate = 1e-3
+    dense = True
     hf: ClassVar[Names | None] = Names(
         peft_type="LOHA",
         tensors={"B1": "hada_w1_a", "A1": "hada_w1_b", "B2": "hada_w2_a", "A2": "hada_w2_b"},
