@@ -79,6 +79,10 @@ def tune(
     save_every: Annotated[int | None, Option(help="Steps between checkpoints.")] = None,
     dtype: Annotated[str | None, Option(help="auto (by measurement), bfloat16 or float32.")] = None,
     attention: Annotated[str | None, Option(help="auto (by measurement), eager, sdpa, …")] = None,
+    replicas: Annotated[
+        int | None,
+        Option(help="Parts of a batch side by side, a core each; by measurement if left out."),
+    ] = None,
     base_dropout: Annotated[
         bool | None, Option("--base-dropout/--no-base-dropout", help="Dropout within the base.")
     ] = None,

@@ -90,10 +90,11 @@ def _take_gradients(own: list[nn.Parameter], theirs: list[nn.Parameter]) -> None
 def choose(model: nn.Module, batch: Batch, loss: Loss) -> tuple[int, dict[str, float]]:
     """How many parts make a step fastest here, by measurement; 1: the whole batch at once. A step
     that draws random numbers, as dropout does, stays whole: threads would draw in any order."""
-    if next(iter(batch.values())).device.type != "cpu" or _draws(model, batch, loss):
+    first = next(iter(batch.values()))
+    most = min(torch.get_num_threads(), len(first) // _LEAST)
+    counts = [2**i for i in range(1, most.bit_length())]
+    if not counts or first.device.type != "cpu" or _draws(model, batch, loss):
         return 1, {}
-    rows, threads = len(next(iter(batch.values()))), torch.get_num_threads()
-    counts = [2**i for i in range(1, threads.bit_length()) if rows >= _LEAST * 2**i]
     made = {count: Replicas(model, count, loss) for count in counts}
     calls: dict[str, Callable[[], Any]] = {"1": lambda: _whole(model, batch, loss)}
     for count, replicas in made.items():
