@@ -26,14 +26,16 @@ from trimtab.core.sparse import Sparse, drawn
 
 @dataclass(frozen=True, kw_only=True)
 class Fish(Sparse):
-    """`density` is the share of the weights, over all sites, that trains. `count` is how many were
-    chosen at a site; until then that share of each site's is held at places drawn from `seed`."""
+    """`density` is the share of the weights, over all sites, that trains. `mask`: "fisher", places
+    that data choose, `count` at a site; or "random" ones from `seed`, that share of each site's,
+    the paper's control."""
 
     name = "fish"
     paper = "arXiv:2111.09839"
     learning_rate = 1e-3
 
     density: float = 0.005
+    mask: str = "fisher"
     count: int | None = None
     seed: int = 0
 
@@ -42,6 +44,8 @@ class Fish(Sparse):
         self.require("density", 0 < self.density <= 1, "lie in (0, 1]")
         self.require("count", self.count is None or self.count >= 0, "be at least 0")
         self.require("seed", self.seed >= 0, "be at least 0")
+        self.require("mask", self.mask in ("fisher", "random"), "be one of fisher, random")
+        self.require_use("seed", self.mask == "random", 'with mask="random"')
 
     def accepts(self, site: Site) -> str | None:
         if (reason := super().accepts(site)) is not None:
@@ -57,12 +61,15 @@ class Fish(Sparse):
         return "count is what trimtab.init.fisher(model, batches) has chosen: leave it out"
 
     def unready(self) -> str | None:
-        if self.count is not None:
+        if self.count is not None or self.mask == "random":
             return None
         return (
             "its places are random: call trimtab.init.fisher(model, batches), which chooses them "
-            "from data, before training and before the optimizer is made"
+            'from data, before training and before the optimizer is made; or say mask="random"'
         )
+
+    def readied(self) -> Fish:
+        return self if self.count is not None else replace(self, mask="random")
 
     def places(self, site: Site) -> Tensor:
         share = max(1, round(self.density * site.out_features * site.in_features))
@@ -74,4 +81,4 @@ class Fish(Sparse):
         return round(self.density * sum(sizes))
 
     def placed(self, count: int) -> Fish:
-        return replace(self, count=count)
+        return replace(self, mask="fisher", seed=0, count=count)
