@@ -30,8 +30,6 @@ METHODS: list[Method] = [
 ]
 SITED = [method for method in METHODS if not isinstance(method, Selection)]
 AFFINE = [method.readied() for method in METHODS if affine(method) and not method.base]
-NARROW = [trimtab.Factor(rank=4) if method.name == "factor" else method for method in AFFINE]
-"""The same for maps of a few features, which have no more singular values."""
 
 
 FREE = [method.readied() for method in METHODS if not (method.needs or method.base)]

@@ -110,7 +110,7 @@ class Method(ABC):
         return None
 
     def readied(self) -> Method:
-        """What of it can be trained without data: for trials of its laws."""
+        """As its laws are tried: without data, and on maps of a few features."""
         return self
 
     def misfit(self, p: Values) -> str | None:
