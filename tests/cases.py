@@ -29,12 +29,10 @@ METHODS: list[Method] = [
     if cls.__module__.startswith("trimtab.")  # and not one that a test has registered
 ]
 SITED = [method for method in METHODS if not isinstance(method, Selection)]
-AFFINE = [method for method in METHODS if affine(method) and not method.base]
-NARROW = [trimtab.Factor(rank=4) if method.name == "factor" else method for method in AFFINE]
-"""The same for maps of a few features, which have no more singular values."""
+AFFINE = [method.readied() for method in METHODS if affine(method) and not method.base]
 
 
-FREE = [method for method in METHODS if not (method.needs or method.base)]
+FREE = [method.readied() for method in METHODS if not (method.needs or method.base)]
 """What needs facts of a call, other adapters or a quantised base is held to the laws alone."""
 
 

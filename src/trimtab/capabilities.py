@@ -136,7 +136,8 @@ def _merged(lists: Iterable[Iterable[str]]) -> list[str]:
 
 def _kind(method: Method) -> str:
     """The kind of law, as its class in `core.method` is called; a law of its own kind by name."""
-    base = next(c for c in type(method).__mro__ if c.__module__ == Method.__module__)
+    core = (c for c in type(method).__mro__ if c.__module__ == Method.__module__)
+    base = next(c for c in core if "forward" in c.__dict__)  # and no option that several kinds have
     return method.name if base is Method else base.__name__.lower()
 
 
@@ -200,7 +201,7 @@ def _acts(method: Method, architecture: Architecture, target: str) -> bool:
     batch = architecture.batch()
     try:
         model = architecture.model()
-        attached(method, model, target)
+        attached(method.readied(), model, target)
         before = _outputs(method, architecture, model, batch)
         with torch.no_grad():
             for parameter in parameters(model):

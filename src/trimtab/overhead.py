@@ -52,7 +52,7 @@ def overhead(method: Method, rounds: int = 5) -> Overhead:
     try:
         if method.base is not None:
             quantise(model, method.base)
-        attached(method, model, None)
+        attached(method.readied() if method.unready() else method, model, None)
         took = measure(_calls(method, base, full, model), rounds)
     except (TrimtabError, RuntimeError) as error:
         return Overhead(refused=" ".join(str(error).split()))

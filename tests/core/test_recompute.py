@@ -16,7 +16,11 @@ from trimtab.core.operator import linear
 from trimtab.core.recompute import product
 
 WIDTH = 64
-METHODS = [trimtab.FourierFT(n_frequency=50), trimtab.SHiRA(rank=2), trimtab.Fish(density=0.01)]
+METHODS = [
+    trimtab.FourierFT(n_frequency=50),
+    trimtab.SHiRA(rank=2),
+    trimtab.Fish(density=0.01, mask="random"),
+]
 
 
 @contextlib.contextmanager

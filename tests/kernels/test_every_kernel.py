@@ -13,7 +13,7 @@ import trimtab
 from trimtab.core import kernel
 from trimtab.core.method import Method
 
-METHODS = [m for m in cases.METHODS if type(m) in kernel._kernels or m.dense]
+METHODS = [m.readied() for m in cases.METHODS if type(m) in kernel._kernels or m.dense]
 Found = list[Tensor]
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 

@@ -135,7 +135,7 @@ FORMULAS: dict[str, Formula] = {
     "boft": _sum(lambda s: 4 * s.in_features + s.out_features),
     "hra": _sum(lambda s: 8 * s.in_features),
     "road": _sum(lambda s: s.out_features),
-    "factor": _sum(lambda s: min(16, *s.matrix.shape) * (s.in_features + s.out_features)),
+    "factor": _sum(lambda s: 4 * (s.in_features + s.out_features)),  # tried with rank 4
     "adalora": _sum(lambda s: 12 * (s.in_features + s.out_features + 1)),
     "fourierft": _sum(lambda s: min(1000, s.in_features * s.out_features)),
     "c3a": _sum(lambda s: s.in_features * s.out_features // gcd(s.in_features, s.out_features)),

@@ -138,8 +138,8 @@ MUST = {
 }
 PAIRS = pytest.mark.parametrize(
     ("method", "name"),
-    [(method, name) for method in cases.NARROW for name in PLACES],
-    ids=[f"{method.name}-{name}" for method in cases.NARROW for name in PLACES],
+    [(method, name) for method in cases.AFFINE for name in PLACES],
+    ids=[f"{method.name}-{name}" for method in cases.AFFINE for name in PLACES],
 )
 
 

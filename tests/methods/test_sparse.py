@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import trimtab
 from trimtab.core.adapter import Adapter
 from trimtab.init import fisher
-from trimtab.tune.schedule import Schedule
 
 X, Y = torch.randn(24, 20), torch.randint(0, 10, (24,))
 
@@ -68,8 +67,8 @@ def test_fish_takes_the_largest_of_all_sites(examples: int) -> None:
 def test_what_was_chosen_trains_and_is_saved(tmp_path: Path) -> None:
     model = base()
     adapter = trimtab.attach(model, trimtab.Fish(density=0.05), ["0", "2"])
-    start = loss(model.train(), (X, Y)).item()
-    fisher(model, batches(), loss=loss)
+    start = loss(model.eval(), (X, Y)).item()
+    fisher(model.train(), batches(), loss=loss)
     optimizer = torch.optim.AdamW(trimtab.parameters(model), lr=0.1)
     counts = [method.count for _, method in adapter.entries]  # type: ignore[attr-defined]
     assert sum(counts) == 45
@@ -160,12 +159,30 @@ def test_training_without_the_choice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(trimtab.StateError, match=r"places are random: call trimtab.init.fisher"):
         trimtab.parameters(model)
     with pytest.raises(trimtab.StateError, match="'default', fish: its places are random"):
-        Schedule().on_train_begin(None, None, None, model=model)
-    loss(model, (X, Y)).backward()  # past all of these
+        model(X)
+    with torch.no_grad():
+        model(X)
+    model.eval()(X).sum().backward()
     with pytest.raises(trimtab.StateError, match=r"places are random: call trimtab.init.fisher"):
         trimtab.after_backward(model, 1, 2)
+    model._trimtab.switch.trained.add("default")  # by a compiled model, where none of this is asked
     with pytest.warns(UserWarning, match=r"trained before it was ready: fish: its places are"):
         trimtab.save(model, tmp_path)
+
+
+def test_a_random_mask_trains_where_it_is_asked_for(tmp_path: Path) -> None:
+    """The paper's control; and data may choose all the same."""
+    model = base().train()
+    method = trimtab.Fish(density=0.1, mask="random", seed=3)
+    adapter = trimtab.attach(model, method, ["0", "2"])
+    assert [int(mask.sum()) for mask in masks(adapter)] == [60, 30]
+    loss(model, (X, Y)).backward()
+    trimtab.after_backward(model, 1, 2)
+    assert len(trimtab.parameters(model)) == 2
+    trimtab.save(model, tmp_path)
+    assert trimtab.load(base(), tmp_path).entries == adapter.entries
+    fisher(model, batches(), loss=loss)
+    assert {m.mask for _, m in adapter.entries} == {"fisher"}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("ready", [False, True])

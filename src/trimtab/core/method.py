@@ -33,8 +33,7 @@ class Method(ABC):
     why the adapted model does not start at the base; `needs`, the facts of a call that it cannot do
     without; `by_example`, whether its law tells examples from positions; `base_dropout`, whether
     the base keeps its dropout; `replaces`, the base's tensors in whose place its own stand, so that
-    the base may hold other values there; `base`, the format that the base's maps must have (see
-    `trimtab.quantise`).
+    the base may hold other values there; `base`, the format that the base's maps must have.
     """
 
     name: ClassVar[str] = ""
@@ -113,6 +112,10 @@ class Method(ABC):
         """None where it can be trained; otherwise what must be done first, and why."""
         return None
 
+    def readied(self) -> Method:
+        """As its laws are tried: without data, and on maps of a few features."""
+        return self
+
     def misfit(self, p: Values) -> str | None:
         """None where a file's tensors of the right shapes can be used; otherwise what is wrong."""
         return None
@@ -144,7 +147,8 @@ class Method(ABC):
         W, b = geometry.read(own["weight"]), own.get("bias")
         if geometry.count:  # one law a matrix, all at once
             each = {name: None if name in p.shared else 0 for name in p.tensors}
-            law = torch.vmap(lambda one, Wi: self.affine(_with(p, one), Wi, None)[0], (each, 0))
+            facts = (p.training, p.site, p.index, p.total, p.shared)
+            law = torch.vmap(lambda t, Wi: self.affine(Values(t, *facts), Wi, None)[0], (each, 0))
             W = law(p.tensors, W)
         else:
             W, b = self.affine(p, W, b)
@@ -175,10 +179,6 @@ class Method(ABC):
     def arguments(self) -> dict[str, Any]:
         """The hyper-parameters as plain data, for files."""
         return dataclasses.asdict(self)
-
-
-def _with(p: Values, tensors: Mapping[str, Tensor]) -> Values:
-    return Values(tensors, p.training, p.site, p.index, p.total, p.shared)
 
 
 @dataclass(frozen=True, kw_only=True)

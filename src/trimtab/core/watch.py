@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trimtab.core.call import Call
 from trimtab.core.errors import StateError
 from trimtab.core.host import Host, Switch
-from trimtab.core.training import penalties
+from trimtab.core.training import penalties, require_ready
 from trimtab.core.walk import walk
 
 
@@ -31,6 +31,8 @@ class PinVersion:
         switch = self.switch
         switch.inside = False
         if module.training and torch.is_grad_enabled():
+            if not torch.compiler.is_compiling():
+                require_ready(module)
             self._penalise(module, output)
         if not torch.is_grad_enabled():
             switch.call = Call()  # nobody will ask for its tensors again

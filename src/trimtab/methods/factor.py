@@ -13,7 +13,7 @@ directions (`"frozen"`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,6 +58,9 @@ class Factor(Transform):
     def accepts(self, site: Site) -> str | None:
         several = "its matrices would differ in rank: choose `rank` in the place of `energy`"
         return super().accepts(site) or (several if self.energy and site.geometry.count else None)
+
+    def readied(self) -> Factor:
+        return self if self.energy else replace(self, rank=min(self.rank, 4))
 
     def init(self, site: Site) -> dict[str, Param]:
         W = site.matrix

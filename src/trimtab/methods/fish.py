@@ -27,25 +27,26 @@ from trimtab.core.sparse import Sparse, drawn
 
 @dataclass(frozen=True, kw_only=True)
 class Fish(Sparse):
-    """Trained values at the weights that the loss depends on most. Until data choose those, places
-    drawn at random are held."""
+    """Trained values at the weights that the loss depends on most."""
 
     name = "fish"
     paper = "arXiv:2111.09839"
     learning_rate = 1e-3
 
     density: float = option(0.005, "share of the weights, over all sites, that trains, in (0, 1]")
-    count: int | None = option(
-        None,
-        "values at a site where `trimtab.init.fisher` has chosen them; None: by `density`",
+    mask: str = option(
+        "fisher", '"fisher", places that data choose; "random", the paper\'s control'
     )
-    seed: int = option(0, "seed of the places that are held until data choose them")
+    count: int | None = option(None, "values at a site, once data chose; None: by `density`")
+    seed: int = option(0, "seed of random places")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("density", 0 < self.density <= 1, "lie in (0, 1]")
         self.require("count", self.count is None or self.count >= 0, "be at least 0")
         self.require("seed", self.seed >= 0, "be at least 0")
+        self.require("mask", self.mask in ("fisher", "random"), "be one of fisher, random")
+        self.require_use("seed", self.mask == "random", 'with mask="random"')
 
     def accepts(self, site: Site) -> str | None:
         if (reason := super().accepts(site)) is not None:
@@ -61,12 +62,15 @@ class Fish(Sparse):
         return "count is what trimtab.init.fisher(model, batches) has chosen: leave it out"
 
     def unready(self) -> str | None:
-        if self.count is not None:
+        if self.count is not None or self.mask == "random":
             return None
         return (
             "its places are random: call trimtab.init.fisher(model, batches), which chooses them "
-            "from data, before training and before the optimizer is made"
+            'from data, before training and before the optimizer is made; or say mask="random"'
         )
+
+    def readied(self) -> Fish:
+        return self if self.count is not None else replace(self, mask="random")
 
     def places(self, site: Site) -> Tensor:
         share = max(1, round(self.density * site.out_features * site.in_features))
@@ -78,4 +82,4 @@ class Fish(Sparse):
         return round(self.density * sum(sizes))
 
     def placed(self, count: int) -> Fish:
-        return replace(self, count=count)
+        return replace(self, mask="fisher", seed=0, count=count)

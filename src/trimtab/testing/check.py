@@ -114,7 +114,7 @@ def hold(method: Method, law: Law, where: Any, others: Sequence[Any] = ()) -> An
     reason = NotHere("")
     for place in places:
         try:
-            law.check(method, over_base(place, method.base))
+            law.check(method.readied(), over_base(place, method.base))
         except NotHere as error:
             reason = reason if str(reason) else error
         else:

@@ -78,7 +78,7 @@ class Table:
             rows |= {p: r for p, r in kept.items() if rows[p].outcome == "not run"}
         whole = Entry(entry.method, entry.law, entry.version, entry.code, rows)
         self.entries[entry.method, entry.law] = whole
-        self.methods[entry.method] = repr(lookup(entry.method)())
+        self.methods[entry.method] = repr(lookup(entry.method)().readied())
 
     @property
     def broken(self) -> list[tuple[str, Row]]:

@@ -6,19 +6,13 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from trimtab.core.training import after_backward, require_ready
+from trimtab.core.training import after_backward
 
 
 class Schedule(TrainerCallback):
     """Calls `trimtab.after_backward` once in each step of the optimizer, when all its gradients are
-    there: `Trainer(…, callbacks=[Schedule()])`, and the trainers of TRL likewise. Before the first
-    one it asks whether the adapter is ready to be trained.
+    there: `Trainer(…, callbacks=[Schedule()])`, and the trainers of TRL likewise.
     """
-
-    def on_train_begin(
-        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
-    ) -> None:
-        require_ready(model)
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
