@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trimtab.core.errors import InputError
 
 Route = Sequence[str | None]
+Groups = dict[str | None, list[int]]
 
 
 @dataclass
@@ -29,7 +30,8 @@ class Call:
     that read several; `unlabelled` (batch, positions) what stands before the first label; `rows`
     which rows of how many these facts are of; `leading` how many rows a tensor has whose rows are
     examples (first), or parts of them in order; `regrows` whether a caller generates without a
-    cache, so that every pass reads what was generated as well.
+    cache, so that every pass reads what was generated as well; `groups` which rows of a batch go to
+    which adapter.
     """
 
     route: tuple[str | None, ...] | None = None
@@ -43,6 +45,19 @@ class Call:
     rows: tuple[Tensor, int] | None = None
     leading: list[int] = field(default_factory=list)
     regrows: bool = False
+    groups: dict[tuple[tuple[str, ...], int], Groups] = field(default_factory=dict)
+
+    def grouped(
+        self,
+        parts: tuple[str, ...],
+        batch: int,
+        rows: Callable[[tuple[str | None, ...] | None, tuple[str, ...], int], Groups],
+    ) -> Groups:
+        """Which rows go to which adapter, found once for all sites of the call."""
+        key = parts, batch
+        if key not in self.groups:
+            self.groups[key] = rows(self.route, parts, batch)
+        return self.groups[key]
 
     def takes(self, shape: Sequence[int]) -> None:
         """Rows of a tensor (examples, positions, …) that the model or one of its stacks is given:

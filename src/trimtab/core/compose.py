@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from trimtab.core import kernel
 from trimtab.core.call import Call
 from trimtab.core.errors import InputError, StateError
 from trimtab.core.method import Combine
@@ -200,8 +201,17 @@ class Routed(Operator):
     def __call__(self, x: Tensor) -> Tensor:
         route, device = self.call.route, getattr(x, "x", x).device
         batch = x.shape[0] if route is None else self.call.examples(x.shape, self._site())
+        groups = self.call.grouped(self.parts, batch, rows)
+        stacks = [{} if name is None else self.deltas(name) for name in groups]
+        if found := kernel.find_router(stacks, x, self.inner):
+            run, deltas = found
+            place = {name: index for index, name in enumerate(groups)}
+            assert route is not None
+            return run(
+                deltas, torch.tensor([place[n] for n in route], device=device), x, self.inner
+            )
         known, outputs, indices = Known(self.inner, x), [], []
-        for name, listed in rows(route, self.parts, batch).items():
+        for name, listed in groups.items():
             index = torch.tensor(listed, device=device)
             some = x[index]
             inner = _Rows(known, index, some)
@@ -255,7 +265,8 @@ def rows(
             f"the adapters {parts} are routed: say which acts on which example, as "
             "model(…, route=[…]) or within `with trimtab.given(model, route=[…])`"
         )
-    unknown = [name for name in route if name is not None and name not in parts]
+    known = {*parts, None}
+    unknown = [name for name in route if name not in known]
     if unknown:
         raise InputError(f"route names {unknown[0]!r}, which is none of {parts}")
     if not route or batch % len(route):

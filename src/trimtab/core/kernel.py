@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,21 @@ class Kernel:
     run: Run
 
 
+Grouped = Callable[[Sequence["Delta | None"], Tensor, Tensor, "Operator"], Tensor]
+
+
+@dataclass(frozen=True)
+class Router:
+    """One method's law for several adapters at once: `run(deltas, which, x, inner)`, where `which`
+    names one of the deltas (None: the base alone) for each equal part of x's rows, in order."""
+
+    name: str
+    applies: Callable[[Sequence[Delta | None], Tensor, Operator], bool]
+    run: Grouped
+
+
 _kernels: dict[type[Method], list[Kernel]] = {}
+_routers: dict[type[Method], Router] = {}
 _general: list[Kernel] = []
 _enabled = os.environ.get("TRIMTAB_KERNELS", "on").lower() not in {"off", "0", "false"}
 
@@ -44,6 +58,24 @@ def register(method: type[Method], kernel: Kernel) -> None:
 def register_for_all(kernel: Kernel) -> None:
     """Offer a kernel that follows from any method's law: where it applies it says itself."""
     _general.append(kernel)
+
+
+def register_router(method: type[Method], router: Router) -> None:
+    """Offer it for adapters of this very method."""
+    _routers[method] = router
+
+
+def find_router(
+    stacks: Sequence[Mapping[str, Delta]], x: Tensor, inner: Operator
+) -> tuple[Grouped, Sequence[Delta | None]] | None:
+    """For the deltas of several adapters at a site: what computes them together, if anything does,
+    and what it takes."""
+    deltas = [next(iter(stack.values()), None) for stack in stacks]
+    methods = {type(delta.method) for delta in deltas if delta is not None}
+    if not _enabled or len(methods) != 1 or any(len(stack) > 1 for stack in stacks):
+        return None
+    router = _routers.get(methods.pop())
+    return (router.run, deltas) if router and router.applies(deltas, x, inner) else None
 
 
 def find(delta: Delta, x: Tensor, inner: Operator) -> Run | None:

@@ -1,0 +1,76 @@
+"""LoRA where each example has an adapter of its own: all of them in two products a site.
+
+    y_n = x_n Wᵀ + b + (x_n A_kᵀ) (s_k B_k)ᵀ,   k = the adapter of example n
+
+The factors of the adapters in the batch are stacked, ranks filled up with zeros. Between calls that
+train nothing a site keeps its last stack, as long as it holds the same factors.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from trimtab.core.delta import Delta
+from trimtab.core.kernel import Router, register_router
+from trimtab.core.operator import Base, Operator
+from trimtab.kernels.plain import plain
+from trimtab.methods.lora import LoRA
+
+Deltas = Sequence[Delta | None]
+Stack = tuple[Tensor, Tensor]
+_kept: weakref.WeakKeyDictionary[nn.Module, tuple[object, Stack]] = weakref.WeakKeyDictionary()
+
+
+def _applies(deltas: Deltas, x: Tensor, inner: Operator) -> bool:
+    """Where dropout is off, and no part of a fused map is meant."""
+    return plain(inner, x) and not any(
+        delta is not None
+        and (delta.site.rows is not None or (delta.method.dropout and delta.training))  # type: ignore[attr-defined]
+        for delta in deltas
+    )
+
+
+def _run(deltas: Deltas, which: Tensor, x: Tensor, inner: Operator) -> Tensor:
+    assert isinstance(inner, Base)
+    A, B = _stacked(deltas, inner.module, x.dtype)
+    y, examples = inner(x), len(which)
+    parts = x.reshape(examples, -1, x.shape[-1])
+    down = torch.bmm(parts, A[which].mT)
+    return torch.baddbmm(y.reshape(examples, -1, y.shape[-1]), down, B[which].mT).view(y.shape)
+
+
+def _stacked(deltas: Deltas, module: nn.Module, dtype: torch.dtype) -> Stack:
+    """A (k, r, in) and scaled B (k, out, r)."""
+    factors = [None if delta is None else _factors(delta) for delta in deltas]
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return _stack(factors, dtype)
+    token = (dtype, *(one and [(t.data_ptr(), t._version) for t in one[:2]] for one in factors))
+    kept = _kept.get(module)
+    if kept is None or kept[0] != token:
+        kept = _kept[module] = token, _stack(factors, dtype)
+    return kept[1]
+
+
+def _factors(delta: Delta) -> tuple[Tensor, Tensor, float]:
+    method: Any = delta.method
+    return (*method.factors(delta), method.scale)
+
+
+def _stack(factors: Sequence[tuple[Tensor, Tensor, float] | None], dtype: torch.dtype) -> Stack:
+    known = [one for one in factors if one is not None]
+    rank = max(len(A) for A, _, _ in known)
+    no_A, no_B = known[0][0].new_zeros(rank, known[0][0].shape[1]), known[0][1].new_zeros(1)
+    no_B = no_B.expand(known[0][1].shape[0], rank)
+    A = [no_A if one is None else pad(one[0], (0, 0, 0, rank - len(one[0]))) for one in factors]
+    B = [no_B if one is None else pad(one[1], (0, rank - len(one[0]))) for one in factors]
+    scales = known[0][1].new_tensor([one[2] if one else 0.0 for one in factors])
+    return torch.stack(A).to(dtype), (torch.stack(B) * scales[:, None, None]).to(dtype)
+
+
+register_router(LoRA, Router("lora-routed", _applies, _run))

@@ -1,0 +1,148 @@
+"""Routed LoRA adapters in two products a site, against the law that runs each by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import cases
+import pytest
+import torch
+from torch import Tensor, nn
+
+import trimtab
+from trimtab.core import kernel
+
+RANKS = {"a": 2, "b": 5, "c": 3}
+ROUTES: list[Sequence[str | None]] = [
+    ["a", "b", "c", "a", "b", "b"],
+    ["a", None, "b", None, "c", "a"],
+    ["b"] * 6,
+    ["c", "a", "b"],  # two rows each, as beams are
+    [None, None, "a"],
+]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """Grows with every site at which adapters ran together."""
+    seen: list[object] = []
+    find = kernel.find_router
+
+    def counted(*args: object) -> object:
+        found = find(*args)  # type: ignore[arg-type]
+        seen.extend([found] if found else [])
+        return found
+
+    monkeypatch.setattr(kernel, "find_router", counted)
+    return seen
+
+
+def adapted(dtype: torch.dtype = torch.float32) -> nn.Module:
+    model = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 9)).to(dtype)
+    for name, rank in RANKS.items():
+        target = ["0"] if name == "c" else ["0", "2"]  # one of them acts at one site alone
+        adapter = trimtab.attach(model, trimtab.LoRA(rank=rank, alpha=rank), target, name=name)
+        cases.perturb(adapter, by=0.3)
+    trimtab.activate(model, trimtab.Route(*RANKS))
+    return model
+
+
+def run(model: nn.Module, x: Tensor, route: Sequence[str | None]) -> list[Tensor]:
+    x = x.detach().clone().requires_grad_()
+    with trimtab.given(model, route=route):
+        y = model(x)
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+    of = [x, *trimtab.parameters(model)]
+    found = torch.autograd.grad((y * y * weights).sum(), of, allow_unused=True)
+    gradients = [torch.zeros_like(t) if g is None else g for t, g in zip(of, found, strict=True)]
+    return [y.detach(), *gradients]
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 12), (6, 12)], ids=["3-D", "2-D"])
+@pytest.mark.parametrize("route", ROUTES, ids=str)
+def test_it_equals_each_by_itself(
+    route: Sequence[str | None], shape: tuple[int, ...], calls: list[object]
+) -> None:
+    model, x = adapted(), torch.randn(shape)
+    together = run(model, x, route)
+    assert len(calls) == 2
+    with trimtab.kernels.disabled():
+        alone = run(model, x, route)
+    assert len(calls) == 2
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_in_bf16_masters_and_gradients_stay_in_fp32(calls: list[object]) -> None:
+    model, x = adapted(torch.bfloat16), torch.randn(6, 4, 12).bfloat16()
+    together = run(model, x, ROUTES[0])
+    assert calls
+    assert {tensor.dtype for tensor in together[2:]} == {torch.float32}
+    with trimtab.kernels.disabled():
+        exact = run(model.double(), x.double(), ROUTES[0])
+    for one, other in zip(together, exact, strict=True):
+        near = torch.cosine_similarity(one.double().flatten(), other.double().flatten(), dim=0)
+        assert near > 0.999
+
+
+@torch.no_grad()
+def test_a_stack_that_is_kept_follows_its_factors() -> None:
+    """Through changes in place, of memory, of the route and of the adapters themselves."""
+    model, x = adapted(), torch.randn(6, 4, 12)
+    parameters = dict(model.named_parameters())
+    first = next(p for name, p in parameters.items() if ".a." in name and name.endswith("B"))
+
+    def output(route: Sequence[str | None]) -> Tensor:
+        with trimtab.given(model, route=route):
+            return model(x)
+
+    def check(route: Sequence[str | None]) -> Tensor:
+        y = output(route)
+        with trimtab.kernels.disabled():
+            torch.testing.assert_close(y, output(route), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(output(route), y, rtol=0, atol=0)
+        return y
+
+    before = check(ROUTES[0])
+    first.mul_(2)
+    assert not torch.equal(check(ROUTES[0]), before)
+    first.data = first.data.clone() / 2
+    torch.testing.assert_close(check(ROUTES[0]), before)
+    check(ROUTES[1])
+    trimtab.detach(model, "b")
+    adapter = trimtab.attach(model, trimtab.LoRA(rank=4), ["0", "2"], name="b")
+    cases.perturb(adapter)
+    trimtab.activate(model, trimtab.Route(*RANKS))
+    check(ROUTES[0])
+
+
+def test_it_stands_back_where_one_adapter_is_of_another_method(calls: list[object]) -> None:
+    model, x = adapted(), torch.randn(6, 12)
+    cases.perturb(trimtab.attach(model, trimtab.IA3(), ["0", "2"], name="d"))
+    trimtab.activate(model, trimtab.Route(*RANKS, "d"))
+    route = ["a", "d", "b", "a", "d", "c"]
+    found = run(model, x, route)
+    assert calls == []
+    with trimtab.kernels.disabled():
+        for one, other in zip(found, run(model, x, route), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_an_adapter_that_no_one_has_is_an_error() -> None:
+    model = adapted()
+    with pytest.raises(trimtab.InputError, match="'z', which is none of"):
+        run(model, torch.randn(2, 12), ["a", "z"])
+
+
+@pytest.mark.parametrize("architecture", cases.ARCHITECTURES, ids=lambda a: a.name)
+def test_on_whole_models(architecture: cases.Architecture, calls: list[object]) -> None:
+    model, batch = architecture.model(), architecture.batch()
+    for name, rank in RANKS.items():
+        cases.perturb(trimtab.attach(model, trimtab.LoRA(rank=rank), name=name))
+    trimtab.activate(model, trimtab.Route(*RANKS))
+    examples = len(next(iter(batch.values())))
+    with trimtab.given(model, route=([*RANKS, None] * examples)[:examples]):
+        together = cases.logits(model, batch)
+        assert calls or architecture.name == "gpt2"
+        with trimtab.kernels.disabled():
+            torch.testing.assert_close(cases.logits(model, batch), together, rtol=1e-4, atol=1e-4)
