@@ -87,11 +87,11 @@ def attach(
 
 def _left_at_random(model: nn.Module, record_: Record) -> list[str]:
     """A new head at which no adapter acts."""
-    touched = [name for one in record_.adapters.values() for name in (*one.hosts, *one.selected)]
+    found = drawn(model)
+    adapters = record_.adapters.values() if found else ()
+    touched = [name for one in adapters for name in (*one.hosts, *one.selected)]
     return [
-        head
-        for head in drawn(model)
-        if not any(f"{name}.".startswith(f"{head}.") for name in touched)
+        head for head in found if not any(f"{name}.".startswith(f"{head}.") for name in touched)
     ]
 
 

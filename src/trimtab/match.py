@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from trimtab.core.adapter import carries, record
 from trimtab.core.errors import InputError, SiteNotFound, nearest
 from trimtab.core.heads import heads
 from trimtab.core.layout import ATTENTION, Run, attentions, outputs, runs
@@ -55,8 +56,29 @@ _CONTIGUOUS = re.compile(r"c_attn|qkv|qkv_proj|in_proj|in_proj_weight|Wqkv")
 
 def sites(model: nn.Module) -> list[Site]:
     """Every place where an edit can act, with its roles, in the model's order; tied modules once.
-    Parts of fused maps, `c_attn[query]`, have no role: they are chosen by name.
+    Parts of fused maps, `c_attn[query]`, have no role: they are chosen by name. A model that
+    carries adapters is gone over again only where its modules or tensors are others.
     """
+    if not carries(model):
+        return _listed(model)
+    known, made = record(model), (model, *_made_of(model))
+    if known.listed is None or known.listed[0] != made:
+        known.listed = made, _listed(model)
+    return list(known.listed[1])
+
+
+def _made_of(model: nn.Module) -> Iterator[object]:
+    for name, module in walk(model):
+        module = plain(module)
+        yield name
+        yield id(module)
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                yield id(parameter)
+                yield parameter.shape
+
+
+def _listed(model: nn.Module) -> list[Site]:
     shape = Shape(model)
     found = []
     for module, paths in _modules(model):

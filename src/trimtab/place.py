@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def build(
             shared[method] = Tensors(common, device or where[0].device)
             named[method.name] = same = named.get(method.name, 0) + 1
             keys[method.name if same == 1 else f"{method.name}-{same}"] = shared[method]
-    deltas = []
+    deltas, places = [], {method: itertools.count() for method in grouped}
     for site, method in pairs:
         if ignored := method.ignored(site):
             raise InputError(
@@ -51,7 +52,7 @@ def build(
                 f"{type(site.module).__name__} reads that weight itself: set {ignored}=0 there (by "
                 "a plan, target -> method, for this site alone), or leave the site out"
             )
-        index, total = grouped[method].index(site), len(grouped[method])
+        index, total = next(places[method]), len(grouped[method])
         held = {**params(method, site), **allotted[method][index]}
         deltas.append((site, Delta(method, site, index, shared.get(method), device, total, held)))
     _refuse_twice(deltas)

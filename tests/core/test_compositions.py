@@ -78,7 +78,8 @@ def test_routed_examples_equal_one_adapter_at_a_time(kind: str, name: str) -> No
     routed = grads(model)
     assert routed.keys() == gradients.keys()
     for key, gradient in routed.items():
-        torch.testing.assert_close(gradient, gradients[key], rtol=1e-3, atol=1e-3, msg=key)
+        away = (gradient - gradients[key]).norm()
+        assert away <= 1e-4 * gradients[key].norm() + 1e-5, key
     with trimtab.given(model, route=ROUTE), torch.no_grad():
         torch.testing.assert_close(model(**batch).logits, found.detach())
 

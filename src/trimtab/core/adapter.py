@@ -119,6 +119,11 @@ class Record:
     codes: dict[str, Any] = field(
         default_factory=dict
     )  # what a merge has put plain maps in place of
+    listed: tuple[Any, Any] | None = None  # the model's sites, and what it was made of then
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is of other modules."""
+        return {**self.__dict__, "listed": None}
 
     def originals(self) -> dict[str, Tensor]:
         """The base's own values, by parameter, where merging or training has changed them."""
@@ -174,12 +179,14 @@ def record(model: nn.Module) -> Record:
 def intact(model: nn.Module, adapters: Iterable[Adapter]) -> None:
     """Raise where a host of these adapters is no longer in the model."""
     base = unwrap(model)
+    parent = functools.cache(functools.partial(_within, base))  # many sites lie in one
     for adapter in adapters:
         held: dict[str, nn.Module | nn.Parameter] = {**adapter.selected}
         held |= {site: host for site, host in adapter.hosts.items() if type(host) is Host}
         for path, known in held.items():
             path = path.partition("[")[0]
-            if _at(base, path) is not known:
+            above, _, leaf = path.rpartition(".")
+            if getattr(parent(above), leaf, None) is not known:
                 raise StateError(
                     f"{path!r}, of adapter {adapter.name!r}, was replaced since the adapter was "
                     "attached: resize a vocabulary first, then attach; FSDP2 replaces all "
@@ -187,10 +194,9 @@ def intact(model: nn.Module, adapters: Iterable[Adapter]) -> None:
                 )
 
 
-def _at(model: nn.Module, path: str) -> object:
-    """The module or parameter of this name, if there is one."""
-    parent, _, leaf = path.rpartition(".")
+def _within(model: nn.Module, path: str) -> nn.Module | None:
+    """The module of this name, if there is one."""
     try:
-        return getattr(model.get_submodule(parent), leaf)
+        return model.get_submodule(path)
     except AttributeError:
         return None
