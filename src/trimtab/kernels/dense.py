@@ -73,7 +73,7 @@ def _applies(delta: Delta, x: Tensor, inner: Operator) -> bool:
     return (
         _whole(type(method))
         and plain(inner, x)
-        and not (delta.training and getattr(method, "dropout", 0))
+        and not (delta.training and getattr(method, "dropout", False))
         and any(tensor.numel() for tensor in delta.parameters())
     )
 
@@ -81,12 +81,13 @@ def _applies(delta: Delta, x: Tensor, inner: Operator) -> bool:
 def _run(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
     assert isinstance(inner, Base)
     method, p = delta.method, delta.values(x.dtype)
-    own, names = (inner.module.weight, inner.module.bias), list(p.tensors)
+    module: Any = inner.module
+    names = list(p.tensors)
 
     def law(*tensors: Tensor) -> tuple[Tensor, Tensor | None]:
         same = dict(zip(names, tensors, strict=True))
         facts = (p.training, p.site, p.index, p.total, p.shared)
-        return method.affine(Values(same, *facts), *own)
+        return method.affine(Values(same, *facts), module.weight, module.bias)
 
     if torch.compiler.is_compiling():  # which decides by itself what is kept
         return linear(x, *law(*p.tensors.values()))
