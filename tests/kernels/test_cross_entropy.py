@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -246,3 +247,112 @@ def test_a_head_with_an_adapter_gives_numbers() -> None:
         whole = gradients(model, own(model, ids, ids))
     for one, other in zip(fused, whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+class Exp(torch.autograd.Function):
+    """What C++ and libraries of kernels do: it sees neither torch functions nor their graph."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return dy * x.exp()
+
+
+def seen_without_gradients(y: Tensor) -> Tensor:
+    with torch.no_grad():
+        y.argmax(-1)
+    return y.square().mean()
+
+
+def seen_in_inference(y: Tensor) -> Tensor:
+    with torch.inference_mode():
+        y.argmax(-1)
+    return y.square().mean()
+
+
+def cut_off(y: Tensor) -> Tensor:
+    with torch.no_grad():
+        still = y.to(torch.float64)
+    return (still * y.square()).mean()
+
+
+def written_through_a_view(y: Tensor) -> Tensor:
+    flat, rows = y.view(-1, VOCAB), y[:, :-1]
+    y[..., 5] = 3.0
+    rows.mul_(2)
+    return flat.square().mean() + y.square().mean() + cross_entropy(flat, torch.full((27,), 5))
+
+
+def under_autocast(y: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return cross_entropy(y.flatten(0, 1), torch.arange(27)) + y.square().mean()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        seen_without_gradients,
+        seen_in_inference,
+        cut_off,
+        written_through_a_view,
+        under_autocast,
+        lambda y: Exp.apply(y).mean(),
+        lambda y: Exp.apply(y[:, 1:].double()).mean(),
+        lambda y: checkpoint(lambda z: z.softmax(-1).square().mean(), y, use_reentrant=True),
+        lambda y: torch.vmap(lambda z: z.square().mean())(y).sum(),
+        lambda y: (torch.func.grad(lambda z: (z**3).sum())(y) * y).mean(),
+        lambda y: y.reshape(shape=(-1, VOCAB)).square().mean() * y.size(dim=-1),
+        lambda y: y[:, :, :7, ...].square().mean(),
+        lambda y: y.view(torch.int32).sum() + y.sum(),
+    ],
+    ids=lambda use: use.__name__,
+)
+def test_gradients_are_those_of_the_numbers(use: Callable[[Tensor], Tensor]) -> None:
+    model, ids, _ = made("llama", torch.float32)
+    logits = model(input_ids=ids).logits
+    assert isinstance(logits, Logits)
+    (loss := use(logits)).backward()
+    found = [parameter.grad for parameter in trimtab.parameters(model)]
+    model.zero_grad()
+    with trimtab.kernels.disabled():
+        expected = use(model(input_ids=ids).logits)
+        expected.backward()
+    whole = [parameter.grad for parameter in trimtab.parameters(model)]
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    for one, other in zip(found, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_what_was_written_into_meanwhile_is_an_error() -> None:
+    model, ids, _ = made("llama", torch.float32)
+    logits = model(input_ids=ids).logits
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    for ask in (lambda: logits.sum(), lambda: cross_entropy(logits.view(-1, VOCAB), ids.flatten())):
+        with pytest.raises(trimtab.TrimtabError, match="written into"):
+            ask()
+
+
+def test_hooks_of_the_heads_backward_pass_run() -> None:
+    model, ids, labels = made("llama", torch.float32)
+    seen: list[Any] = []
+    model.lm_head.register_full_backward_hook(lambda *args: seen.append(args[2][0].shape))
+    own(model, ids, labels).backward()
+    assert seen == [(*ids.shape, VOCAB)]
+
+
+def test_a_head_that_trains_what_it_multiplies_by_gives_numbers() -> None:
+    model, ids, _ = made("llama", torch.float32)
+    scale = nn.Parameter(torch.ones(()))
+    head = model.lm_head
+    head.forward = lambda h: nn.functional.linear(h, head.weight * scale, head.bias)
+    model(input_ids=ids).logits.square().mean().backward()
+    assert scale.grad is not None
+    scale.grad = None
+    cross_entropy(model(input_ids=ids).logits.flatten(0, 1), ids.flatten()).backward()
+    assert scale.grad is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import cases
 import pytest
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import trimtab
-from trimtab.core import kernel
-from trimtab.core.method import Method
+from trimtab.core import kernel, registry
+from trimtab.core.call import Call
+from trimtab.core.method import Method, Param, Transform, Values
+from trimtab.core.operator import Operator
+from trimtab.core.site import Site
 
 METHODS = [m.readied() for m in cases.METHODS if type(m) in kernel._kernels or m.dense]
 Found = list[Tensor]
@@ -94,3 +98,64 @@ def test_it_starts_at_the_base(method: Method, calls: list[object]) -> None:
     trimtab.attach(model, method, "0")
     assert torch.equal(model(x), base) or method.starts_at_base is not None
     assert len(calls) == 1
+
+
+@each_method
+def test_a_frozen_adapter_passes_the_gradient_on(method: Method, calls: list[object]) -> None:
+    """As it must beneath another adapter, or another layer's."""
+    model, x = adapted(method), torch.randn(5, 48)
+    for parameter in trimtab.parameters(model):
+        parameter.requires_grad_(False)
+
+    def slope() -> Found:
+        z = x.clone().requires_grad_()
+        model(z).square().sum().backward()
+        return [z.grad] if z.grad is not None else []
+
+    found = slope()
+    assert len(calls) == 1
+    torch.testing.assert_close(found, without_kernels(slope), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def unregistered() -> Iterator[None]:
+    before = dict(registry._methods)
+    yield
+    registry._methods.clear()
+    registry._methods.update(before)
+
+
+@pytest.mark.usefixtures("unregistered")
+def test_a_dense_law_of_ones_own(calls: list[object]) -> None:
+    """Without an option `dropout`, and with a bias."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Rows(Transform):
+        name = "rows-and-bias"
+        dense = True
+
+        def init(self, site: Site) -> dict[str, Param]:
+            each = {"g": torch.ones(site.out_features), "c": torch.zeros(site.out_features)}
+            return {name: Param(one) for name, one in each.items()}
+
+        def affine(self, p: Values, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            return p.g[:, None] * W, p.c if b is None else b + p.c
+
+    model, x = adapted(Rows()), torch.randn(5, 48)
+    fused = run(model, x)
+    assert len(calls) == 1
+    for one, other in zip(fused, without_kernels(lambda: run(model, x)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("unregistered")
+def test_another_forward_beneath_a_dense_law_is_heeded(calls: list[object]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Doubled(trimtab.LoHa):
+        name = "doubled"
+
+        def forward(self, p: Values, x: Tensor, inner: Operator, call: Call) -> Tensor:
+            return inner(x) + 2 * self.matvec(p, x)
+
+    run(adapted(Doubled()), torch.randn(5, 48))
+    assert calls == []

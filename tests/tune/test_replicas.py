@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 
 import cases
@@ -63,7 +64,39 @@ def test_what_fails_in_a_part_is_raised() -> None:
     batch["labels"][7] = 99
     with pytest.raises(IndexError):
         side_by_side.backward(batch)
+    batch["labels"][7] = 0
+    side_by_side.backward(batch)
+    found = gradients(model)
+    loss(model, batch).backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
     side_by_side.close()
+
+
+def test_copies_share_what_trains_too() -> None:
+    model, _ = made(trimtab.Full(), 8)
+    pointers = {parameter.data_ptr() for parameter in model.parameters()}
+    copy = replicas._sharing(model)
+    assert {parameter.data_ptr() for parameter in copy.parameters()} == pointers
+    assert not {id(one) for one in replicas._trained(copy)} & {
+        id(one) for one in model.parameters()
+    }
+
+
+def test_new_threads_take_what_was_set_before() -> None:
+    model, batch = made(trimtab.LoRA(), 8)
+    before, found = torch.get_num_threads(), []
+    torch.set_num_threads(4)
+    try:
+        side_by_side = Replicas(model, 2, loss)
+        side_by_side.backward(batch)
+        side_by_side.close()
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+    finally:
+        torch.set_num_threads(before)
+    assert found == [4]
 
 
 def test_a_step_that_draws_stays_whole() -> None:

@@ -8,7 +8,8 @@ Any other use sees the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ def _worth(head: Any, h: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled(h.device.type)
         and not torch._C._are_functorch_transforms_active()
+        and not (head._backward_hooks or head._backward_pre_hooks)  # which take real tensors alone
         and not (torch.distributed.is_available() and torch.distributed.is_initialized())
     )
 
@@ -64,10 +66,9 @@ class Waiting(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        raise StateError(
-            f"{function} was called past Python on logits that are not multiplied out: within "
-            "`with trimtab.kernels.disabled()` the model gives plain ones"
-        )
+        """What came past Python: functions of autograd's, whose gradient `_Product` takes."""
+        args, kwargs = tree_map(_bare, (args, kwargs or {}))
+        return function(*args, **kwargs)
 
 
 class Hidden(Waiting):
@@ -85,10 +86,16 @@ class Hidden(Waiting):
     def __torch_function__(
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if function is linear and isinstance(args[0], Hidden) and len(args) == 3 and not kwargs:
-            return Logits(args[0].h, (args[1], args[2]))
+        plain = function is linear and len(args) == 3 and not kwargs
+        if plain and isinstance(args[0], Hidden) and not _trains(*args[1:]):
+            return _waiting(args[0].h, (args[1], args[2]))
         args, kwargs = tree_map(_plain, (args, kwargs or {}))
         return function(*args, **kwargs)
+
+
+def _trains(*tensors: Tensor | None) -> bool:
+    """A head may multiply by what it makes of its weight."""
+    return any(one is not None and one.requires_grad for one in tensors)
 
 
 def _plain(one: Any) -> Any:
@@ -97,12 +104,24 @@ def _plain(one: Any) -> Any:
     return one.h if isinstance(one, Hidden) else one
 
 
+def _bare(one: Any) -> Any:
+    """Numbers below autograd."""
+    return _plain(one).detach() if isinstance(one, Waiting) else one
+
+
 class Logits(Waiting):
-    """h Wᵀ + b for h (…, d), of shape (…, V); `dtype` is what it was cast to."""
+    """h Wᵀ + b for h (…, d), of shape (…, V); `dtype` is what it was cast to.
+
+    `source` and `of_source` say of which others it is a view: what is written into one shows in
+    the others.
+    """
 
     h: Tensor
     head: Head
     known: Tensor | None
+    made_of: tuple[int, ...]
+    source: Logits | None
+    of_source: Callable[[Tensor], Tensor]
 
     @staticmethod
     def __new__(cls, h: Tensor, head: Head, dtype: torch.dtype | None = None) -> Logits:
@@ -110,26 +129,97 @@ class Logits(Waiting):
         self: Logits = Tensor._make_wrapper_subclass(
             cls, shape, dtype=dtype or h.dtype, device=h.device
         )
-        self.h, self.head, self.known = h, head, None
+        self.h, self.head, self.known, self.source = h, head, None, None
+        self.made_of = _versions(self)
         return self
 
     def numbers(self) -> Tensor:
-        """The logits themselves."""
+        """The logits themselves, with their gradient, whoever asks first, and in what precision."""
         if self.known is None:
-            self.known = linear(self.h.contiguous(), *self.head).to(own(self, "dtype"))
+            with _as_it_was_called(self.h):
+                if self.source is None:
+                    unchanged(self)
+                    self.known = linear(self.h.contiguous(), *self.head)
+                else:
+                    self.known = self.of_source(self.source.numbers())
         return self.known
+
+    def multiplied(self) -> bool:
+        """Whether there are numbers, which may have been written into since."""
+        source = self.source
+        return self.known is not None or (source is not None and source.multiplied())
 
     @classmethod
     def __torch_function__(
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function in _KNOWN and isinstance(args[0], cls) and args[0].known is None:
+        known = function in _KNOWN and (function is cross_entropy or not kwargs)
+        if known and isinstance(args[0], cls) and not args[0].multiplied():
             found = _KNOWN[function](*args, **kwargs)
             if found is not NotImplemented:
                 return found
         args, kwargs = tree_map(_plain, (args, kwargs))
         return function(*args, **kwargs)
+
+
+def _versions(logits: Logits) -> tuple[int, ...]:
+    return tuple(one._version for one in (logits.h, *logits.head) if one is not None)
+
+
+def unchanged(logits: Logits) -> None:
+    """What waits must be multiplied by what was there when the head was called."""
+    if logits.made_of != _versions(logits):
+        raise StateError(
+            "the output head's weights or its input were written into since these logits were "
+            "made, of which no number was asked before: take the numbers first (logits.detach()), "
+            "or call the model within `with trimtab.kernels.disabled()`"
+        )
+
+
+@contextlib.contextmanager
+def _as_it_was_called(h: Tensor) -> Iterator[None]:
+    """With gradients and without autocast: as it was when the head was called."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(h.device.type, enabled=False),
+    ):
+        yield
+
+
+class _Product(torch.autograd.Function):
+    """The link from logits to the head's input, for functions of autograd's that are given them."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, W: Tensor, b: Tensor | None, dtype: torch.dtype) -> Logits:
+        ctx.save_for_backward(W)
+        return Logits(h, (W, b), dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (W,) = ctx.saved_tensors
+        return dy.to(W.dtype) @ W, None, None, None
+
+
+def _waiting(h: Tensor, head: Head, dtype: torch.dtype | None = None) -> Logits:
+    made: Logits = _Product.apply(h, *head, dtype or h.dtype)
+    return made
+
+
+def _seen(
+    source: Logits,
+    h: Callable[[Tensor], Tensor],
+    view: Callable[[Tensor], Tensor],
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """A view of logits, or a cast of them; without gradients it would be cut off, and they not."""
+    if not torch.is_grad_enabled():
+        return NotImplemented
+    unchanged(source)
+    made = _waiting(h(source.h), source.head, dtype or own(source, "dtype"))
+    made.source, made.of_source = source, view
+    return made
 
 
 def own(logits: Logits, name: str) -> Any:
@@ -153,12 +243,14 @@ def _loss(
     dtype = own(logits, "dtype")
     if not plain or logits.h.ndim != 2 or target.ndim != 1 or dtype != wide(logits.h.dtype):
         return NotImplemented
+    unchanged(logits)
     index = (target != ignore_index).nonzero()[:, 0]
     labels = target[index]
     if len(target) != len(logits.h) or not len(index) or not _within(labels, len(logits.head[0])):
         return NotImplemented  # whose error, or whose nan, is torch's own
     h = logits.h if len(index) == len(target) else logits.h[index]
-    each = losses[-1](h, *logits.head, labels)
+    with torch.autocast(h.device.type, enabled=False):
+        each = losses[-1](h, *logits.head, labels)
     if reduction == "none":
         return each.new_zeros(len(target)).index_put((index,), each)
     return each.sum() if reduction == "sum" else each.mean()
@@ -168,44 +260,45 @@ def _within(labels: Tensor, count: int) -> bool:
     return bool((labels >= 0).all()) and bool((labels < count).all())
 
 
-def _cast(logits: Logits, dtype: torch.dtype) -> Logits:
-    return Logits(logits.h, logits.head, dtype)
+def _cast(logits: Logits, dtype: torch.dtype) -> Any:
+    if dtype == own(logits, "dtype"):
+        return logits
+    return _seen(logits, lambda h: h, lambda y: y.to(dtype), dtype)
 
 
-def _float(logits: Logits, **options: Any) -> Any:
-    return NotImplemented if options else _cast(logits, torch.float32)
+def _float(logits: Logits) -> Any:
+    return _cast(logits, torch.float32)
 
 
-def _to(logits: Logits, *args: Any, **options: Any) -> Any:
-    plain = len(args) == 1 and isinstance(args[0], torch.dtype) and not options
-    return _cast(logits, args[0]) if plain and args[0].is_floating_point else NotImplemented
+def _to(logits: Logits, *args: Any) -> Any:
+    plain = len(args) == 1 and isinstance(args[0], torch.dtype) and args[0].is_floating_point
+    return _cast(logits, args[0]) if plain else NotImplemented
 
 
 def _shaped(logits: Logits, *shape: Any) -> Any:
     """A view that leaves the vocabulary alone."""
-    sizes = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+    sizes = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
     if not sizes or not all(isinstance(size, int) for size in sizes):
         return NotImplemented
     if sizes[-1] != len(logits.head[0]):
         return NotImplemented
-    h = logits.h.reshape(*sizes[:-1], logits.h.shape[-1])
-    return Logits(h, logits.head, own(logits, "dtype"))
+    return _seen(logits, lambda h: h.reshape(*sizes[:-1], h.shape[-1]), lambda y: y.reshape(sizes))
 
 
 def _rows(logits: Logits, index: Any) -> Any:
     """Slices of leading dimensions: `logits[..., :-1, :]`, `logits[:, :-1]`."""
     parts = index if isinstance(index, tuple) else (index,)
-    whole = (slice(None), slice(None, None, None))
     if not all(part is Ellipsis or isinstance(part, slice) for part in parts):
         return NotImplemented
-    reaches = Ellipsis in parts or len(parts) == logits.h.ndim
-    if reaches and parts[-1] is not Ellipsis and parts[-1] not in whole:
+    slices = [part for part in parts if part is not Ellipsis]
+    reaches = len(slices) == logits.h.ndim or (Ellipsis in parts and parts[-1] is not Ellipsis)
+    if reaches and slices[-1] != slice(None):
         return NotImplemented
-    return Logits(logits.h[index], logits.head, own(logits, "dtype"))
+    return _seen(logits, lambda h: h[index], lambda y: y[index])
 
 
-def _same(logits: Logits, **options: Any) -> Any:
-    return NotImplemented if options else logits
+def _same(logits: Logits) -> Logits:
+    return logits
 
 
 def _fact(name: str) -> Callable[..., Any]:

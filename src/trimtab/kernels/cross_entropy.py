@@ -25,8 +25,8 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, W: Tensor, b: Tensor | None, labels: Tensor) -> Tensor:
         losses, dh = h.new_empty(len(h), dtype=logits.wide(h.dtype)), torch.empty_like(h)
-        for rows in torch.arange(len(h), device=h.device).split(max(1, _CHUNK // len(W))):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        step = max(1, _CHUNK // len(W))
+        for part in (slice(first, first + step) for first in range(0, len(h), step)):
             z = linear(h[part], W, b).to(losses.dtype)
             y = labels[part, None]
             lse = z.logsumexp(-1, keepdim=True)
@@ -42,7 +42,7 @@ class CrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (dh,) = ctx.saved_tensors
-        return dh * dy[:, None].to(dh.dtype), None, None, None
+        return (dh * dy[:, None]).to(dh.dtype), None, None, None  # dy is one number in all rows
 
 
 logits.losses.append(CrossEntropy.apply)

@@ -1,7 +1,7 @@
 """Laws that change the whole matrix of a linear map: one product with what they make of it.
 
-    y = x W'ᵀ + b,   W' = affine(p, W)
-    dx = dy W',      dp = (∂W'/∂p)ᵀ dyᵀ x
+    y = x W'ᵀ + b',   (W', b') = affine(p, W, b)
+    dx = dy W',       dp = (∂W'/∂p)ᵀ dyᵀ x + (∂b'/∂p)ᵀ Σ dy
 
 A law alone multiplies with W and with its change, forward and backward: five large products, where
 these are three, as full fine-tuning has. W' is as large as W; it is made again in the backward pass
@@ -11,6 +11,7 @@ what it casts down; the masters keep what is too small to be seen.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,21 +21,22 @@ from torch.nn.functional import linear
 
 from trimtab.core.delta import Delta
 from trimtab.core.kernel import Kernel, register_for_all
+from trimtab.core.method import Method
 from trimtab.core.operator import Base, Operator
 from trimtab.core.values import Values
 from trimtab.kernels.plain import plain, rows
 
-Matrix = Callable[..., Tensor]
+Law = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 class DenseLinear(torch.autograd.Function):
-    """x (n, in), b (out,) or None, and a matrix (out, in) made of tensors -> y (n, out)."""
+    """x (n, in), and tensors that make a matrix (out, in) and a bias (out,) -> y (n, out)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, b: Tensor | None, matrix: Matrix, *of: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, law: Law, *of: Tensor) -> Tensor:
         ctx.save_for_backward(x, *of)
-        ctx.matrix = matrix
-        return linear(x, matrix(*of), b)
+        ctx.law = law
+        return linear(x, *law(*of))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -42,39 +44,54 @@ class DenseLinear(torch.autograd.Function):
         twice = torch.is_grad_enabled()  # a second derivative is asked for, and goes through these
         own = of if twice else [t.detach().requires_grad_(t.requires_grad) for t in of]
         with torch.enable_grad():
-            W = ctx.matrix(*own)
-        dy = dy.contiguous()
+            W, b = ctx.law(*own)
+        dy, needed = dy.contiguous(), ctx.needs_input_grad[2:]
         dx = dy @ (W if twice else W.detach()) if ctx.needs_input_grad[0] else None
-        trained = [t for t, needed in zip(own, ctx.needs_input_grad[3:], strict=True) if needed]
-        found = iter(
-            torch.autograd.grad(W, trained, dy.T @ x, create_graph=twice, allow_unused=True)
-        )
-        return dx, None, None, *(next(found) if n else None for n in ctx.needs_input_grad[3:])
+        trained = [t for t, need in zip(own, needed, strict=True) if need]
+        made = [one for one in (W, b) if trained and one is not None and one.requires_grad]
+        found: tuple[Tensor | None, ...] = ()
+        if made:  # an adapter may be frozen, beneath one that trains
+            slopes = [dy.T @ x if one is W else dy.sum(0) for one in made]
+            found = torch.autograd.grad(
+                made, trained, slopes, create_graph=twice, allow_unused=True
+            )
+        each = iter(found)
+        return dx, None, *(next(each, None) if need else None for need in needed)
+
+
+@functools.cache
+def _whole(method: type[Method]) -> bool:
+    """Whether the law forms the matrix: by what its own class says, or the nearest above it; one
+    that states `forward` beneath that may state another law."""
+    nearest = next(one for one in method.__mro__ if {"dense", "forward"} & one.__dict__.keys())
+    return bool(nearest.__dict__.get("dense", False))
 
 
 def _applies(delta: Delta, x: Tensor, inner: Operator) -> bool:
     """Where dropout is off and the site has something to train."""
-    method: Any = delta.method
+    method = delta.method
     return (
-        method.dense
+        _whole(type(method))
         and plain(inner, x)
-        and not (method.dropout and delta.training)
+        and not (delta.training and getattr(method, "dropout", False))
         and any(tensor.numel() for tensor in delta.parameters())
     )
 
 
 def _run(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
     assert isinstance(inner, Base)
-    W, method, p = inner.module.weight, delta.method, delta.values(x.dtype)
+    method, p = delta.method, delta.values(x.dtype)
+    module: Any = inner.module
     names = list(p.tensors)
 
-    def matrix(*tensors: Tensor) -> Tensor:
-        same = Values(dict(zip(names, tensors, strict=True)), p.training, p.site, p.index, p.total)
-        return method.affine(same, W, None)[0]
+    def law(*tensors: Tensor) -> tuple[Tensor, Tensor | None]:
+        same = dict(zip(names, tensors, strict=True))
+        facts = (p.training, p.site, p.index, p.total, p.shared)
+        return method.affine(Values(same, *facts), module.weight, module.bias)
 
     if torch.compiler.is_compiling():  # which decides by itself what is kept
-        return linear(x, matrix(*p.tensors.values()), inner.module.bias)
-    y = DenseLinear.apply(rows(x), inner.module.bias, matrix, *p.tensors.values())
+        return linear(x, *law(*p.tensors.values()))
+    y = DenseLinear.apply(rows(x), law, *p.tensors.values())
     return y.view(*x.shape[:-1], y.shape[-1])
 
 

@@ -9,6 +9,7 @@ nothing.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -48,13 +49,18 @@ class Replicas:
             if len(next(iter(part.values())))
         ]
         wait(jobs)  # all, so that none still runs when one has failed
-        losses = [job.result() for job in jobs]
-        for model in self.models[: len(jobs)]:
-            _take_gradients(self.trained, _trained(model))
+        try:
+            losses = [job.result() for job in jobs]
+            for model in self.models[: len(jobs)]:
+                _take_gradients(self.trained, _trained(model))
+        finally:  # what a part that failed left must not join the next batch's
+            for model in self.models:
+                _forget(model)
         return torch.stack(losses).sum()
 
     def close(self) -> None:
         self.pool.shutdown()
+        torch.set_num_threads(torch.get_num_threads())  # new threads begin with what was set last
 
 
 def _backward(model: nn.Module, part: Batch, loss: Loss, each: float) -> Tensor:
@@ -70,8 +76,10 @@ def _trained(model: nn.Module) -> list[nn.Parameter]:
 
 def _sharing(model: nn.Module) -> nn.Module:
     """A copy whose tensors are the model's own memory."""
-    frozen = [p for p in model.parameters() if not p.requires_grad]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*frozen, *model.buffers())})
+    shared: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
+    for one in model.parameters():
+        shared[id(one)] = nn.Parameter(one.detach()) if one.requires_grad else one
+    return copy.deepcopy(model, shared)
 
 
 def _parts(batch: Batch, count: int) -> Iterator[dict[str, Tensor]]:
@@ -84,7 +92,6 @@ def _take_gradients(own: list[nn.Parameter], theirs: list[nn.Parameter]) -> None
     for mine, other in zip(own, theirs, strict=True):
         if other.grad is not None:
             mine.grad = other.grad if mine.grad is None else mine.grad.add_(other.grad)
-            other.grad = None
 
 
 def choose(model: nn.Module, batch: Batch, loss: Loss) -> tuple[int, dict[str, float]]:
@@ -98,7 +105,7 @@ def choose(model: nn.Module, batch: Batch, loss: Loss) -> tuple[int, dict[str, f
     made = {count: Replicas(model, count, loss) for count in counts}
     calls: dict[str, Callable[[], Any]] = {"1": lambda: _whole(model, batch, loss)}
     for count, replicas in made.items():
-        calls[str(count)] = lambda replicas=replicas: _forget(replicas.backward(batch), model)
+        calls[str(count)] = functools.partial(_timed, replicas, model, batch)
     try:
         took = hardware.measure(calls, rounds=3)
     finally:
@@ -108,10 +115,16 @@ def choose(model: nn.Module, batch: Batch, loss: Loss) -> tuple[int, dict[str, f
 
 
 def _whole(model: nn.Module, batch: Batch, loss: Loss) -> None:
-    _forget(_backward(model, batch, loss, 1 / len(next(iter(batch.values())))), model)
+    _backward(model, batch, loss, 1 / len(next(iter(batch.values()))))
+    _forget(model)
 
 
-def _forget(value: Tensor, model: nn.Module) -> None:
+def _timed(replicas: Replicas, model: nn.Module, batch: Batch) -> None:
+    replicas.backward(batch)
+    _forget(model)
+
+
+def _forget(model: nn.Module) -> None:
     for parameter in _trained(model):
         parameter.grad = None
 
