@@ -91,8 +91,8 @@ def multiplied(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     return seen
 
 
-def made(name: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor, Tensor]:
-    torch.manual_seed(0)
+def made(name: str, dtype: torch.dtype, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(seed)
     model = MODELS[name]().to(dtype).train()
     adapter = trimtab.attach(model, trimtab.LoRA(rank=2))
     for parameter in adapter.parameters():
@@ -128,17 +128,20 @@ def test_loss_and_gradients_are_those_of_the_logits(
 
 
 def test_in_bf16_it_is_as_near_to_the_truth_as_the_logits_are() -> None:
-    model, ids, labels = made("llama", torch.bfloat16)
-    exact = gradients(double := copy.deepcopy(model).double(), own(double, ids, labels))
-    fused = gradients(model, own(model, ids, labels))
-    with trimtab.kernels.disabled():
-        plain = gradients(model, own(model, ids, labels))
+    """Over several draws: rounding falls one way or the other."""
 
-    def away(found: list[Tensor]) -> float:
+    def away(found: list[Tensor], exact: list[Tensor]) -> float:
         pairs = zip(found, exact, strict=True)
-        return sum(float((one - other).norm() ** 2) for one, other in pairs) ** 0.5
+        return sum(float((one - other).norm() ** 2) for one, other in pairs)
 
-    assert away(fused) < 1.2 * away(plain)
+    fused = plain = 0.0
+    for seed in range(6):
+        model, ids, labels = made("llama", torch.bfloat16, seed)
+        exact = gradients(double := copy.deepcopy(model).double(), own(double, ids, labels))
+        fused += away(gradients(model, own(model, ids, labels)), exact)
+        with trimtab.kernels.disabled():
+            plain += away(gradients(model, own(model, ids, labels)), exact)
+    assert fused**0.5 < 1.2 * plain**0.5
 
 
 def test_whoever_asks_for_numbers_sees_them(multiplied: list[Any]) -> None:

@@ -31,8 +31,9 @@ class Method(ABC):
 
     Facts of a class: `kinds` of geometry that its law acts on; `starts_at_base`, None or the reason
     why the adapted model does not start at the base; `needs`, the facts of a call that it cannot do
-    without; `by_example`, whether its law tells examples from positions; `base_dropout`, whether
-    the base keeps its dropout; `replaces`, the base's tensors in whose place its own stand, so that
+    without; `by_example`, whether its law tells examples from positions; `dense`, whether it forms
+    the whole matrix, so that its forward is the product with what `affine` gives; `base_dropout`,
+    whether the base keeps its dropout; `replaces`, the base's tensors in whose place its own stand, so that
     the base may hold other values there; `base`, the format that the base's maps must have.
     """
 
@@ -52,6 +53,8 @@ class Method(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if "forward" in cls.__dict__ and "dense" not in cls.__dict__:
+            cls.dense = False  # it may state another law than what it is derived from
         if "name" in cls.__dict__:
             register(cls)
 

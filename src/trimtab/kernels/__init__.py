@@ -4,4 +4,3 @@ from trimtab.core.kernel import disabled as disabled
 from trimtab.kernels import cross_entropy as cross_entropy
 from trimtab.kernels import dense as dense
 from trimtab.kernels import lora as lora
-from trimtab.kernels import routed as routed

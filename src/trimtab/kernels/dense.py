@@ -5,13 +5,11 @@
 
 A law alone multiplies with W and with its change, forward and backward: five large products, where
 these are three, as full fine-tuning has. W' is as large as W; it is made again in the backward pass
-and not kept. In half precision W' is rounded as merged weights are, and as full fine-tuning rounds
-what it casts down; the masters keep what is too small to be seen.
+and not kept.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +19,6 @@ from torch.nn.functional import linear
 
 from trimtab.core.delta import Delta
 from trimtab.core.kernel import Kernel, register_for_all
-from trimtab.core.method import Method
 from trimtab.core.operator import Base, Operator
 from trimtab.core.values import Values
 from trimtab.kernels.plain import plain, rows
@@ -59,19 +56,14 @@ class DenseLinear(torch.autograd.Function):
         return dx, None, *(next(each, None) if need else None for need in needed)
 
 
-@functools.cache
-def _whole(method: type[Method]) -> bool:
-    """Whether the law forms the matrix: by what its own class says, or the nearest above it; one
-    that states `forward` beneath that may state another law."""
-    nearest = next(one for one in method.__mro__ if {"dense", "forward"} & one.__dict__.keys())
-    return bool(nearest.__dict__.get("dense", False))
-
-
 def _applies(delta: Delta, x: Tensor, inner: Operator) -> bool:
-    """Where dropout is off and the site has something to train."""
+    """Where dropout is off and the site has something to train. In half precision the sum of W and
+    a small change is W again, and the law, which multiplies by each, tells more.
+    """
     method = delta.method
     return (
-        _whole(type(method))
+        x.dtype.itemsize >= 4
+        and method.dense
         and plain(inner, x)
         and not (delta.training and getattr(method, "dropout", False))
         and any(tensor.numel() for tensor in delta.parameters())

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from trimtab.core.delta import Delta
-from trimtab.core.kernel import Kernel, register
+from trimtab.core.kernel import Kernel, register, register_router
 from trimtab.core.operator import Base, Operator
 from trimtab.kernels.plain import plain, rows
+from trimtab.kernels.routed import LOW_RANK
 from trimtab.methods.lora import LoRA
 
 
@@ -70,3 +71,4 @@ def _run(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
 
 
 register(LoRA, Kernel("lora-linear", _applies, _run))
+register_router(LoRA, LOW_RANK)

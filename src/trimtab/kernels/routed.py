@@ -1,4 +1,4 @@
-"""LoRA where each example has an adapter of its own: all of them in two products a site.
+"""Low-rank updates where each example has an adapter of its own: all in two products a site.
 
     y_n = x_n Wᵀ + b + (x_n A_kᵀ) (s_k B_k)ᵀ,   k = the adapter of example n
 
@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from trimtab.core.delta import Delta
-from trimtab.core.kernel import Router, register_router
+from trimtab.core.kernel import Router
 from trimtab.core.operator import Base, Operator
 from trimtab.kernels.plain import plain
-from trimtab.methods.lora import LoRA
 
 Deltas = Sequence[Delta | None]
 Stack = tuple[Tensor, Tensor]
@@ -73,4 +72,4 @@ def _stack(factors: Sequence[tuple[Tensor, Tensor, float] | None], dtype: torch.
     return torch.stack(A).to(dtype), (torch.stack(B) * scales[:, None, None]).to(dtype)
 
 
-register_router(LoRA, Router("lora-routed", _applies, _run))
+LOW_RANK = Router("low-rank-routed", _applies, _run)

@@ -96,19 +96,22 @@ def _take_gradients(own: list[nn.Parameter], theirs: list[nn.Parameter]) -> None
 
 def choose(model: nn.Module, batch: Batch, loss: Loss) -> tuple[int, dict[str, float]]:
     """How many parts make a step fastest here, by measurement; 1: the whole batch at once. A step
-    that draws random numbers, as dropout does, stays whole: threads would draw in any order."""
+    that draws random numbers, as dropout does, or writes into a buffer, as a batch norm does, stays
+    whole: threads would do so in any order."""
     first = next(iter(batch.values()))
     most = min(torch.get_num_threads(), len(first) // _LEAST)
     counts = [2**i for i in range(1, most.bit_length())]
-    if not counts or first.device.type != "cpu" or _draws(model, batch, loss):
+    if not counts or first.device.type != "cpu" or _ordered(model, batch, loss):
         return 1, {}
+    training = model.training
     made = {count: Replicas(model, count, loss) for count in counts}
-    calls: dict[str, Callable[[], Any]] = {"1": lambda: _whole(model, batch, loss)}
+    calls: dict[str, Callable[[], Any]] = {"1": lambda: _whole(model.train(), batch, loss)}
     for count, replicas in made.items():
         calls[str(count)] = functools.partial(_timed, replicas, model, batch)
     try:
         took = hardware.measure(calls, rounds=3)
     finally:
+        model.train(training)
         for replicas in made.values():
             replicas.close()
     return int(min(took, key=lambda count: took[count])), took
@@ -129,8 +132,11 @@ def _forget(model: nn.Module) -> None:
         parameter.grad = None
 
 
-def _draws(model: nn.Module, batch: Batch, loss: Loss) -> bool:
-    """Whether a step takes random numbers."""
-    before = torch.get_rng_state()
+def _ordered(model: nn.Module, batch: Batch, loss: Loss) -> bool:
+    """Whether a step takes random numbers, or changes more than gradients."""
+    training, drawn = model.training, torch.get_rng_state()
+    written = [buffer._version for buffer in model.buffers()]
     _whole(model.train(), batch, loss)
-    return not torch.equal(before, torch.get_rng_state())
+    model.train(training)
+    same = torch.equal(drawn, torch.get_rng_state())
+    return not same or written != [buffer._version for buffer in model.buffers()]

@@ -171,11 +171,11 @@ def loss(session: Session) -> replicas.Loss:
 
 def choose_replicas(session: Session, batch: Mapping[str, Tensor]) -> None:
     """Pin how many parts of a batch are computed side by side. A teacher is asked once for all of
-    it, and what a schedule changes stands in one model."""
+    it, what a schedule changes stands in one model, and gradients of a whole base are large."""
     config = session.config
     if config.replicas is not None:
         return
-    alone = config.method == "head" or config.recipe is not None or demands.pruned(config)
+    alone = config.selects or config.recipe is not None or demands.pruned(config)
     count, took = (1, {}) if alone else replicas.choose(session.model, batch, loss(session))
     config.replicas = count
     config.measured = {**config.measured, "replicas_ms": took}
