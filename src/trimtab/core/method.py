@@ -33,8 +33,8 @@ class Method(ABC):
     why the adapted model does not start at the base; `needs`, the facts of a call that it cannot do
     without; `by_example`, whether its law tells examples from positions; `dense`, whether it forms
     the whole matrix, so that its forward is the product with what `affine` gives; `base_dropout`,
-    whether the base keeps its dropout; `replaces`, the base's tensors in whose place its own stand, so that
-    the base may hold other values there; `base`, the format that the base's maps must have.
+    whether the base keeps its dropout; `replaces`, the base's tensors in whose place its own stand,
+    so that the base may hold other values there; `base`, the format that the base's maps must have.
     """
 
     name: ClassVar[str] = ""

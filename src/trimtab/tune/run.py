@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from trimtab import adapt, store
+from trimtab.choose import choose
 from trimtab.core import registry
 from trimtab.core.adapter import Adapter
 from trimtab.core.errors import InputError
@@ -106,6 +107,7 @@ def _prepare(run: Run, config: Config, phases: Phases) -> Work:
         session = open_session(config, labels)
     session.phases = phases
     session.notes.extend(splits.notes)
+    _refuse_target(session)
     session.distiller = teacher.distiller(session)
     with phases.doing("counting tokens"):
         settle_length(session, splits.train)
@@ -127,6 +129,14 @@ def _prepare(run: Run, config: Config, phases: Phases) -> Work:
         note_truncation(session, split, one)
     narrow(session, encoded["train"])
     return Work(run, session, splits, encoded, {})
+
+
+def _refuse_target(session: Session) -> None:
+    """A target that names nothing is told before anything is computed."""
+    config, method = session.config, session.config.build_method()
+    if not config.selects:
+        target = None if isinstance(method, dict) else config.target
+        choose(session.model, method, target, trained_whole(session))
 
 
 def _labels(config: Config, splits: Splits) -> list[str]:
