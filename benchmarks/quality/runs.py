@@ -141,7 +141,7 @@ def unpacked(kept: dict[str, Any]) -> np.ndarray:
     return bits[: kept["n"]].astype(float)
 
 
-HALVED = ("rank", "width", "length", "projection")
+HALVED = ("rank", "width", "length", "projection", "block")
 """What makes a method smaller; `reduction` makes it smaller by growing."""
 
 

@@ -24,6 +24,7 @@ def inspect(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     from trimtab.cli.table import output, say
+    from trimtab.core.counts import size
     from trimtab.store.describe import describe
 
     saved = describe(path)
@@ -32,7 +33,7 @@ def inspect(
         return
     base, console = saved.base, output()
     said = [
-        ("adapter", f"{saved.name} ({saved.format} format, {saved.bytes / 2**20:.2f} MiB)"),
+        ("adapter", f"{saved.name} ({saved.format} format, {size(saved.bytes)})"),
         ("base", f"{base['class'] or '?'} {base['name'] or ''}".rstrip()),
         ("fingerprint", base["fingerprint"] or "not in this format"),
     ]

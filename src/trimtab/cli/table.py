@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trimtab.compare.report import BASELINES
+from trimtab.core.counts import percent, size
 
 _NARROWEST = 20  # of a column whose words may go to the next line
 _NOTHING = ("", "–")
@@ -115,11 +116,7 @@ def _interval(value: dict[str, Any]) -> str:
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
-def _cost(trainable: int, total: int, seconds: float, size: int) -> tuple[str, str, str]:
+def _cost(trainable: int, total: int, seconds: float, held: int) -> tuple[str, str, str]:
     if not trainable:
         return "–", "–", "–"
-    return f"{trainable:,} ({trainable / total:.2%})", f"{seconds:.1f}", _size(size)
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**20:.2f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
+    return f"{trainable:,} ({percent(trainable / total)})", f"{seconds:.1f}", size(held)

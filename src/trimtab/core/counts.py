@@ -31,9 +31,19 @@ class Summary:
     def __str__(self) -> str:
         return (
             f"{self.name}: {', '.join(self.methods)} at {len(self.sites)} sites, "
-            f"{self.trainable:,} parameters ({self.share:.2%} of {self.total:,}), "
-            f"{self.bytes / 2**20:.2f} MiB"
+            f"{self.trainable:,} parameters ({percent(self.share)} of {self.total:,}), "
+            f"{size(self.bytes)}"
         )
+
+
+def percent(share: float) -> str:
+    """A share in words: two places, or the first digit of one that is smaller."""
+    return f"{share:.2%}" if share >= 1e-4 or not share else f"{100 * share:.1g}%"
+
+
+def size(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 2**20:.2f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
 
 
 def summary(model: nn.Module, name: str | None = None) -> Summary:
