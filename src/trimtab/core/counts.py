@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 
 from torch import nn
 
@@ -38,7 +38,8 @@ class Summary:
 
 def percent(share: float) -> str:
     """A share in words: two places, or the first digit of one that is smaller."""
-    return f"{share:.2%}" if share >= 1e-4 or not share else f"{100 * share:.1g}%"
+    places = 2 if share >= 1e-4 or not share else -math.floor(math.log10(100 * share))
+    return f"{100 * share:.{places}f}%"
 
 
 def size(count: int) -> str:
@@ -55,7 +56,7 @@ def summary(model: nn.Module, name: str | None = None) -> Summary:
         counts[site] = counts.get(site, 0) + sum(p.numel() for p in delta.parameters())
     base = unwrap(model)
     packed = shapes(base)  # of codes the number of what they stand for
-    total = sum(prod(packed.get(key, tuple(p.shape))) for key, p in base_parameters(base))
+    total = sum(math.prod(packed.get(key, tuple(p.shape))) for key, p in base_parameters(base))
     return Summary(
         name=adapter.name,
         methods=tuple(sorted({method.name for _, method in adapter.entries})),
