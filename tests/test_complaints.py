@@ -331,7 +331,7 @@ def test_the_twentieth_adapter_costs_what_the_second_does(method: Any, tmp_path:
     }
     for verb, counts in every.items():
         assert counts[-1] <= 1.03 * counts[1], (verb, counts)  # where the model's sites are listed
-        assert counts[-1] == pytest.approx(counts[2], rel=0.03), (verb, counts)
+        assert counts[-1] == pytest.approx(counts[2], rel=0.05), (verb, counts)
 
 
 def test_switching_goes_over_no_module(monkeypatch: pytest.MonkeyPatch) -> None:
