@@ -33,6 +33,7 @@ class HRA(Transform):
 
     name = "hra"
     paper = "arXiv:2405.17484"
+    learning_rate = 3e-3
     kinds = frozenset({"linear", "embedding", "conv"})
     hf: ClassVar[Names | None] = Names(
         peft_type="HRA",
