@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trimtab.core.errors import InputError
 
 Route = Sequence[str | None]
-Groups = dict[str | None, list[int]]
+Groups = tuple[dict[str | None, list[int]], Tensor]
 
 
 @dataclass
@@ -47,16 +47,21 @@ class Call:
     regrows: bool = False
     groups: dict[tuple[tuple[str, ...], int], Groups] = field(default_factory=dict)
 
-    def grouped(
-        self,
-        parts: tuple[str, ...],
-        batch: int,
-        rows: Callable[[tuple[str | None, ...] | None, tuple[str, ...], int], Groups],
-    ) -> Groups:
+    def grouped(self, parts: tuple[str, ...], batch: int) -> dict[str | None, list[int]]:
         """Which rows go to which adapter, found once for all sites of the call."""
+        return self._groups(parts, batch)[0]
+
+    def places(self, parts: tuple[str, ...], batch: int) -> Tensor:
+        """Of each example of the route: which of those adapters is its own, by number."""
+        return self._groups(parts, batch)[1]
+
+    def _groups(self, parts: tuple[str, ...], batch: int) -> Groups:
         key = parts, batch
         if key not in self.groups:
-            self.groups[key] = rows(self.route, parts, batch)
+            found = rows(self.route, parts, batch)
+            number = {name: index for index, name in enumerate(found)}
+            places = torch.tensor([number[name] for name in self.route or ()])
+            self.groups[key] = found, places
         return self.groups[key]
 
     def takes(self, shape: Sequence[int]) -> None:
@@ -143,6 +148,28 @@ class Call:
             unlabelled=None if self.unlabelled is None else rows(self.unlabelled),
             rows=(index, batch),  # taps are cut where they are read: there is one a site
         )
+
+
+def rows(
+    route: tuple[str | None, ...] | None, parts: tuple[str, ...], batch: int
+) -> dict[str | None, list[int]]:
+    """Which rows of the batch go to which adapter; beams stand next to each other."""
+    if route is None:
+        raise InputError(
+            f"the adapters {parts} are routed: say which acts on which example, as "
+            "model(…, route=[…]) or within `with trimtab.given(model, route=[…])`"
+        )
+    known = {*parts, None}
+    unknown = [name for name in route if name not in known]
+    if unknown:
+        raise InputError(f"route names {unknown[0]!r}, which is none of {parts}")
+    if not route or batch % len(route):
+        raise InputError(f"route names {len(route)} adapters, for a batch of {batch} examples")
+    each = batch // len(route)
+    found: dict[str | None, list[int]] = {}
+    for row in range(batch):
+        found.setdefault(route[row // each], []).append(row)
+    return found
 
 
 def repeated(tensor: Tensor, batch: int, what: str) -> Tensor:

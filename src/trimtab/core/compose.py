@@ -201,15 +201,12 @@ class Routed(Operator):
     def __call__(self, x: Tensor) -> Tensor:
         route, device = self.call.route, getattr(x, "x", x).device
         batch = x.shape[0] if route is None else self.call.examples(x.shape, self._site())
-        groups = self.call.grouped(self.parts, batch, rows)
+        groups = self.call.grouped(self.parts, batch)
         stacks = [{} if name is None else self.deltas(name) for name in groups]
         if found := kernel.find_router(stacks, x, self.inner):
             run, deltas = found
-            place = {name: index for index, name in enumerate(groups)}
-            assert route is not None
-            return run(
-                deltas, torch.tensor([place[n] for n in route], device=device), x, self.inner
-            )
+            which = self.call.places(self.parts, batch).to(device)
+            return run(deltas, which, x, self.inner)
         known, outputs, indices = Known(self.inner, x), [], []
         for name, listed in groups.items():
             index = torch.tensor(listed, device=device)
@@ -254,28 +251,6 @@ class _Rows(Operator):
 
     def tensors(self) -> dict[str, Tensor]:
         return self.inner.tensors()
-
-
-def rows(
-    route: tuple[str | None, ...] | None, parts: tuple[str, ...], batch: int
-) -> dict[str | None, list[int]]:
-    """Which rows of the batch go to which adapter; beams stand next to each other."""
-    if route is None:
-        raise InputError(
-            f"the adapters {parts} are routed: say which acts on which example, as "
-            "model(…, route=[…]) or within `with trimtab.given(model, route=[…])`"
-        )
-    known = {*parts, None}
-    unknown = [name for name in route if name not in known]
-    if unknown:
-        raise InputError(f"route names {unknown[0]!r}, which is none of {parts}")
-    if not route or batch % len(route):
-        raise InputError(f"route names {len(route)} adapters, for a batch of {batch} examples")
-    each = batch // len(route)
-    found: dict[str | None, list[int]] = {}
-    for row in range(batch):
-        found.setdefault(route[row // each], []).append(row)
-    return found
 
 
 class Combined(Operator):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.core.call import Call, repeated
-from trimtab.core.compose import Fuse, Mix, Route, Stack, rows
+from trimtab.core.call import Call, repeated, rows
+from trimtab.core.compose import Fuse, Mix, Route, Stack
 from trimtab.core.errors import InputError
 from trimtab.core.host import Companion
 from trimtab.core.method import Prefix, Prompt

@@ -20,7 +20,6 @@ from trimtab.core.adapter import Adapter
 from trimtab.core.errors import InputError
 from trimtab.core.heads import heads
 from trimtab.data import Splits
-from trimtab.evaluate.predict import precision
 from trimtab.init import fisher
 from trimtab.methods.whole import Whole
 from trimtab.tasks import lookup
@@ -240,16 +239,14 @@ def _choose_places(work: Work) -> None:
     from the seed alone: a run that goes on finds the same ones."""
     session, examples = work.session, work.encoded["train"].examples
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
-    chosen = [session.collate([examples[i]]) for i in order[:_CHOOSING]]
+    chosen = [_batch(session, [examples[i]]) for i in order[:_CHOOSING]]
     followed = session.phases.track(chosen, "choosing the places of values")
+    fisher(session.model, followed, loss=loss(session), examples=_CHOOSING)
 
-    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
-        inputs = {k: v.to(session.model.device) for k, v in batch.items() if k != "labels"}
-        with precision(session.model.device, session.config.autocast):
-            logits = model(**inputs).logits
-        return session.task.loss(logits, batch["labels"].to(logits.device))
 
-    fisher(session.model, followed, loss=loss, examples=_CHOOSING)
+def _batch(session: Session, examples: Sequence[Any]) -> dict[str, torch.Tensor]:
+    """A batch where the model is."""
+    return {k: v.to(session.model.device) for k, v in session.collate(examples).items()}
 
 
 @torch.no_grad()
@@ -283,8 +280,7 @@ def _middle(work: Work) -> dict[str, torch.Tensor]:
     """A batch of middling length."""
     session, examples = work.session, work.encoded["train"].examples
     middle, size = len(examples) // 2, session.config.batch_size
-    batch = session.collate(examples[max(0, middle - size // 2) :][:size])
-    return {key: value.to(session.model.device) for key, value in batch.items()}
+    return _batch(session, examples[max(0, middle - size // 2) :][:size])
 
 
 def _step(session: Session, adapter: Adapter, batch: dict[str, torch.Tensor]) -> Any:
