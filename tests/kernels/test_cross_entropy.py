@@ -4,7 +4,7 @@ they are."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -78,17 +78,9 @@ def of_a_loop(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def multiplied(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def multiplied(follow: Callable[[Any, str], list[Any]]) -> list[Any]:
     """Grows whenever logits become numbers."""
-    seen: list[Any] = []
-    numbers = Logits.numbers
-
-    def counted(self: Logits) -> Tensor:
-        seen.append(self)
-        return numbers(self)
-
-    monkeypatch.setattr(Logits, "numbers", counted)
-    return seen
+    return follow(Logits, "numbers")
 
 
 def made(name: str, dtype: torch.dtype, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
@@ -125,6 +117,31 @@ def test_loss_and_gradients_are_those_of_the_logits(
     torch.testing.assert_close(found, expected)
     for one, other in zip(fused, whole, strict=True):
         assert (one - other).norm() <= 1e-4 * other.norm()
+
+
+def test_second_derivatives_are_those_of_the_logits(multiplied: list[Any]) -> None:
+    model, ids, labels = made("llama", torch.float32)
+    model.set_attn_implementation("eager")  # the others have no second derivative
+
+    def twice() -> list[Tensor]:
+        first = torch.autograd.grad(
+            own(model, ids, labels), list(trimtab.parameters(model)), create_graph=True
+        )
+        return gradients(model, sum((one.square().sum() for one in first), torch.zeros(())))
+
+    fused = twice()
+    assert multiplied == []
+    with trimtab.kernels.disabled():
+        for one, other in zip(fused, twice(), strict=True):
+            assert (one - other).norm() <= 1e-4 * other.norm()
+
+
+def test_switched_off_before_the_loss_it_takes_the_numbers(multiplied: list[Any]) -> None:
+    model, ids, labels = made("llama", torch.float32)
+    logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+    with trimtab.kernels.disabled():
+        cross_entropy(logits, labels[:, 1:].flatten())
+    assert multiplied
 
 
 def test_in_bf16_it_is_as_near_to_the_truth_as_the_logits_are() -> None:

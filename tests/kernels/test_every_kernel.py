@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import cases
 import pytest
@@ -24,18 +25,9 @@ each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: meth
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+def calls(follow: Callable[[Any, str], list[Any]]) -> list[Any]:
     """Grows with every use of a kernel."""
-    seen: list[object] = []
-    find = kernel.find
-
-    def counted(*args: object) -> object:
-        found = find(*args)  # type: ignore[arg-type]
-        seen.extend([found] if found else [])
-        return found
-
-    monkeypatch.setattr(kernel, "find", counted)
-    return seen
+    return follow(kernel, "find")
 
 
 def adapted(method: Method, dtype: torch.dtype = torch.float32) -> nn.Module:

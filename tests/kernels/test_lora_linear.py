@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import cases
@@ -27,17 +27,9 @@ SHAPES: dict[str, Shape] = {
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def calls(follow: Callable[[Any, str], list[Any]]) -> list[Any]:
     """Grows with every use of the kernel."""
-    seen: list[Any] = []
-    apply = LoRALinear.apply
-
-    def counted(*args: Any) -> Tensor:
-        seen.append(args)
-        return apply(*args)
-
-    monkeypatch.setattr(LoRALinear, "apply", counted)
-    return seen
+    return follow(LoRALinear, "apply")
 
 
 def adapted(bias: bool = True, dtype: torch.dtype = torch.float32, **options: Any) -> nn.Module:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import cases
 import pytest
@@ -23,18 +24,9 @@ ROUTES: list[Sequence[str | None]] = [
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+def calls(follow: Callable[[Any, str], list[Any]]) -> list[Any]:
     """Grows with every site at which adapters ran together."""
-    seen: list[object] = []
-    find = kernel.find_router
-
-    def counted(*args: object) -> object:
-        found = find(*args)  # type: ignore[arg-type]
-        seen.extend([found] if found else [])
-        return found
-
-    monkeypatch.setattr(kernel, "find_router", counted)
-    return seen
+    return follow(kernel, "find_router")
 
 
 def adapted(dtype: torch.dtype = torch.float32) -> nn.Module:

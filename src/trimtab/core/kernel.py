@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -43,9 +44,13 @@ class Router:
     run: Grouped
 
 
+Loss = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
+"""Cross entropy of a frozen head: h (n, d), W (V, d), b (V,) or None, labels (n,) -> (n,)."""
+
 _kernels: dict[type[Method], list[Kernel]] = {}
 _routers: dict[type[Method], Router] = {}
 _general: list[Kernel] = []
+_losses: list[Loss] = []
 _enabled = os.environ.get("TRIMTAB_KERNELS", "on").lower() not in {"off", "0", "false"}
 
 
@@ -63,6 +68,15 @@ def register_for_all(kernel: Kernel) -> None:
 def register_router(method: type[Method], router: Router) -> None:
     """Offer it for adapters of this very method."""
     _routers[method] = router
+
+
+def register_loss(loss: Loss) -> None:
+    """Offer it; the one registered last is asked."""
+    _losses.append(loss)
+
+
+def find_loss() -> Loss | None:
+    return _losses[-1] if _enabled and _losses else None
 
 
 def find_router(
@@ -87,8 +101,14 @@ def find(delta: Delta, x: Tensor, inner: Operator) -> Run | None:
     return None
 
 
-def enabled() -> bool:
-    return _enabled
+def transformed() -> bool:
+    """Within `vmap`, `torch.func.grad` and the like, which look into functions of autograd's."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def unmodified(x: Tensor) -> bool:
+    """Whether operations upon x are just what they say: outside of autocast and of transforms."""
+    return not torch.is_autocast_enabled(x.device.type) and not transformed()
 
 
 @contextlib.contextmanager

@@ -23,8 +23,6 @@ from trimtab.core.errors import StateError
 LEAST = 1024  # classes from which it is worth while
 
 Head = tuple[Tensor, Tensor | None]
-losses: list[Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]] = []
-"""h (n, d), W (V, d), b (V,) or None, labels (n,) -> losses (n,); the last one is asked."""
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -43,8 +41,7 @@ class HoldBack:
 def _worth(head: Any, h: Tensor) -> bool:
     weights = [head.weight] if head.bias is None else [head.weight, head.bias]
     return (
-        bool(losses)
-        and kernel.enabled()
+        kernel.find_loss() is not None
         and head.training
         and torch.is_grad_enabled()
         and h.requires_grad
@@ -52,8 +49,7 @@ def _worth(head: Any, h: Tensor) -> bool:
         and all(type(w) is nn.Parameter and not w.requires_grad for w in weights)
         and all(w.dtype == h.dtype for w in weights)
         and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled(h.device.type)
-        and not torch._C._are_functorch_transforms_active()
+        and kernel.unmodified(h)
         and not (head._backward_hooks or head._backward_pre_hooks)  # which take real tensors alone
         and not (torch.distributed.is_available() and torch.distributed.is_initialized())
     )
@@ -239,9 +235,10 @@ def _loss(
     label_smoothing: float = 0.0,
 ) -> Any:
     """`F.cross_entropy` of (n, V) and class numbers (n,); anything else takes the numbers."""
+    run, dtype = kernel.find_loss(), own(logits, "dtype")
     plain = weight is None and size_average is None and reduce is None and not label_smoothing
-    dtype = own(logits, "dtype")
-    if not plain or logits.h.ndim != 2 or target.ndim != 1 or dtype != wide(logits.h.dtype):
+    rows = logits.h.ndim == 2 and target.ndim == 1 and dtype == wide(logits.h.dtype)
+    if run is None or not plain or not rows:
         return NotImplemented
     unchanged(logits)
     index = (target != ignore_index).nonzero()[:, 0]
@@ -250,7 +247,7 @@ def _loss(
         return NotImplemented  # whose error, or whose nan, is torch's own
     h = logits.h if len(index) == len(target) else logits.h[index]
     with torch.autocast(h.device.type, enabled=False):
-        each = losses[-1](h, *logits.head, labels)
+        each = run(h, *logits.head, labels)
     if reduction == "none":
         return each.new_zeros(len(target)).index_put((index,), each)
     return each.sum() if reduction == "sum" else each.mean()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from trimtab.core.kernel import transformed
 from trimtab.core.operator import linear
 
 
@@ -18,7 +19,7 @@ def product(x: Any, law: Callable[[], Tensor]) -> Tensor:
     Autograd would keep W, as large as the frozen weight, at every site until the backward pass;
     here it keeps what W is made of.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _transformed():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or transformed():
         return linear(x, law())
     dtype = _dtype(W := law())
     W = W.to(dtype)
@@ -41,8 +42,3 @@ def _dtype(W: Tensor) -> torch.dtype:
     device = W.device.type
     casts = W.dtype == torch.float32 and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if casts else W.dtype
-
-
-def _transformed() -> bool:
-    """Within `torch.func.grad` and the like, which take no hooks of saved tensors."""
-    return torch._C._are_functorch_transforms_active()

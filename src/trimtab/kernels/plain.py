@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
-import torch
 from torch import Tensor, nn
 
+from trimtab.core.kernel import unmodified
 from trimtab.core.logits import HoldBack
 from trimtab.core.operator import Base, Operator
 from trimtab.core.watch import contiguous_input
@@ -22,8 +22,7 @@ def plain(inner: Operator, x: Tensor) -> TypeGuard[Base]:
         x.dtype == module.weight.dtype
         and type(module.weight) is nn.Parameter  # a quantised or sharded one multiplies by itself
         and not any(p.requires_grad for p in module.parameters(recurse=False))
-        and not torch.is_autocast_enabled(x.device.type)
-        and not torch._C._are_functorch_transforms_active()  # vmap, torch.func.grad
+        and unmodified(x)
         and _bare(module)
     )
 
