@@ -120,3 +120,13 @@ def test_wrong_input_leaves_no_folder(settings: Callable[..., Config], tmp_path:
         with pytest.raises(InputError):
             tune(settings(tmp_path / "run", **change), quiet=True)
         assert not (tmp_path / "run").exists()
+
+
+def test_the_head_is_not_trained_alone_where_that_is_not_wanted(
+    settings: Callable[..., Config], tmp_path: Path
+) -> None:
+    metrics = tune(settings(tmp_path / "run", max_steps=1, head_only=False), quiet=True)
+    assert metrics["baselines"]["head"] is None
+    assert metrics["probe_seconds"] == 0
+    assert metrics["baselines"]["base"]["n"] == metrics["test"]["n"]
+    assert "head only was not measured: --no-head-only" in metrics["notes"]

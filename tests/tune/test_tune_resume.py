@@ -154,7 +154,10 @@ def test_a_finished_run_resumes_to_itself(
     finished: Finished, settings: Settings, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    assert tune(settings(out), resume=True, quiet=True) == finished[1]  # nothing runs again
+    (out / "report.html").unlink()  # killed before its end
     tune(settings(out), resume=True, quiet=True)
+    assert (out / "report.html").exists()
     assert_same_run(out, finished[0])
 
 

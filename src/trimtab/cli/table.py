@@ -90,6 +90,12 @@ def print_result(metrics: dict[str, Any], out: Path, console: Console | None = N
         bounds = f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"
         verdict = "" if gain["low"] > 0 or gain["high"] < 0 else ": no difference shown"
         say(console, f"against {BASELINES[row]}: {gain['value']:+.3f} {bounds}, paired{verdict}")
+    if metrics["probe_seconds"]:
+        say(
+            console,
+            f"its seconds hold {metrics['probe_seconds']:.1f} of training the head alone, "
+            "where its own begins",
+        )
     for note in metrics["notes"]:
         say(console, f"note: {note}")
     for name, path in (("report", out / "report.html"), ("adapter", out / "adapter")):

@@ -86,6 +86,13 @@ def tune(
     base_dropout: Annotated[
         bool | None, Option("--base-dropout/--no-base-dropout", help="Dropout within the base.")
     ] = None,
+    head_only: Annotated[
+        bool | None,
+        Option(
+            "--head-only/--no-head-only",
+            help="Train the head alone first, to compare; else a new head begins at random.",
+        ),
+    ] = None,
     probe_first: Annotated[
         bool | None,
         Option("--probe-first/--no-probe-first", help="Start a new head where it trains alone."),
@@ -139,6 +146,8 @@ def _resume(values: dict[str, Any], where: str, json_: bool) -> None:
                 f"which has {there}: leave it out, or begin a new run"
             )
     saved.out = asked.out
+    if not json_ and Run(Path(saved.out)).over:
+        print(f"the run in {saved.out} has come to its end: there is nothing left to do")
     _run(saved, resume=True, json_=json_)
 
 

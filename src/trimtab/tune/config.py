@@ -51,6 +51,7 @@ class Config(BaseModel):
     attention: str = "auto"
     replicas: int | None = Field(None, ge=1)
     base_dropout: bool | None = None
+    head_only: bool = True
     probe_first: bool = True
     gradient_checkpointing: bool = False
     seed: int = Field(0, ge=0, lt=2**32)

@@ -24,6 +24,11 @@ class Run:
     log = property(lambda self: self.path / "log.jsonl")
     report = property(lambda self: self.path / "report.html")
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do: the report is written last."""
+        return self.metrics_file.exists() and self.report.exists()
+
     def create(self, config: Config) -> None:
         """Begin a run here; a folder that holds one already is not written over."""
         left = (self.config_file, self.checkpoints, self.adapter, self.metrics_file)

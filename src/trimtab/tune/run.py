@@ -67,10 +67,14 @@ def tune(config: Config, *, resume: bool = False, quiet: bool = False) -> dict[s
     """Adapt a model as the configuration says; returns what `metrics.json` holds.
 
     With `resume`, go on from the last whole checkpoint in `config.out`, whose saved configuration
-    counts; the result is the same as that of a run that was never stopped.
+    counts; the result is the same as that of a run that was never stopped. A run that came to its
+    end is left as it is.
     """
     began = time.perf_counter()
     run, phases = Run(Path(config.out)), Phases(quiet)
+    if resume and run.over:
+        _check_data(config := run.config(), read_data(config))
+        return run.metrics()
     if resume:
         config = run.config()
         config.out = str(run.path)  # the folder may have been moved
@@ -119,8 +123,7 @@ def _prepare(run: Run, config: Config, phases: Phases) -> Work:
             f"{config.method} changes until the last step: the adapter kept is the last one, not "
             "that of the best evaluation, and --patience does not apply"
         )
-    for split in SPLITS:
-        check_digest(config, split, getattr(splits, split))
+    _check_data(config, splits)
     config.digests = {split: digest(getattr(splits, split)) for split in SPLITS}
     each = phases.track(SPLITS, "encoding the texts")
     encoded = {split: session.encode(getattr(splits, split)) for split in each}
@@ -138,6 +141,12 @@ def _refuse_target(session: Session) -> None:
         choose(session.model, method, target, trained_whole(session))
 
 
+def _check_data(config: Config, splits: Splits) -> None:
+    """The data of a run that goes on are those that it began with."""
+    for split in SPLITS:
+        check_digest(config, split, getattr(splits, split))
+
+
 def _labels(config: Config, splits: Splits) -> list[str]:
     task = lookup(config.task)
     labels = task.order(config.model, task.labels(splits.train))
@@ -152,36 +161,43 @@ def _labels(config: Config, splits: Splits) -> list[str]:
 def _baselines(work: Work) -> None:
     """What the base is worth as it was loaded, and with nothing but its head trained."""
     session, began = work.session, time.perf_counter()
-    phases, work.cached = session.phases, {}
-    for split in SPLITS:
-        found = features.extract(
-            session.model,
-            work.encoded[split].examples,
-            session.collate,
-            batch_size=EVAL_BATCH,
-            autocast=session.config.autocast,
-            follow=functools.partial(phases.track, what=f"running the base over {split}"),
-        )
-        if found is None:
-            session.notes.append(
-                "head only was not measured: the head takes more than one vector a text"
-            )
-            work.cached = None
-            _measure(work, "base")
-            return
-        work.cached[split] = found
+    wanted = session.config.head_only
+    work.cached = _features(work) if wanted else None
+    if work.cached is None:
+        why = "the head takes more than one vector a text" if wanted else "--no-head-only"
+        session.notes.append(f"head only was not measured: {why}")
+        _measure(work, "base")
+        return
     head = features.head_of(session.model)
     assert head is not None
     held_out = [work.cached[split] for split in SPLITS[1:]]
     _keep(work, "base", [split.outputs for split in held_out])
     told = functools.partial(
-        phases.track,
+        session.phases.track,
         what="training the head alone",
         total=features.EPOCHS * len(features.RATES),
     )
     work.probed = features.probe(head, work.cached["train"], held_out[0], session.config.seed, told)
     work.probe_seconds = time.perf_counter() - began
     _keep(work, "head", [features.apply(work.probed, split) for split in held_out])
+
+
+def _features(work: Work) -> dict[str, features.Features] | None:
+    """What the base makes of every split; None where the head takes more than a vector a text."""
+    session, found = work.session, {}
+    for split in SPLITS:
+        one = features.extract(
+            session.model,
+            work.encoded[split].examples,
+            session.collate,
+            batch_size=EVAL_BATCH,
+            autocast=session.config.autocast,
+            follow=functools.partial(session.phases.track, what=f"running the base over {split}"),
+        )
+        if one is None:
+            return None
+        found[split] = one
+    return found
 
 
 def _measure(work: Work, row: str) -> None:
