@@ -39,7 +39,8 @@ def inspect(
     ]
     for entry in saved.methods:
         arguments = ", ".join(f"{k}={v}" for k, v in entry.items() if k not in {"method", "sites"})
-        said.append(("method", f"{entry['method']}({arguments}) at {entry['sites']} sites"))
+        places = f"{entry['sites']} site{'s' * (entry['sites'] != 1)}"
+        said.append(("method", f"{entry['method']}({arguments}) at {places}"))
     for what, text in [*said, ("parameters", f"{saved.parameters:,}")]:
         say(console, f"{what:<13}{text}")
     say(console, "\nnorm of the change, by site, where the file alone tells it")

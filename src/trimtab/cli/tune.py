@@ -157,7 +157,8 @@ def _assignment(text: str, key: str) -> tuple[str, Any]:
 
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise InputError(f"--{key.replace('_', '-')} takes name=value, not {text!r}")
+        whole = f"; one rank everywhere is --rank {text}" if key == "ranks" else ""
+        raise InputError(f"--{key.replace('_', '-')} takes name=value, not {text!r}{whole}")
     try:
         return name, yaml.safe_load(value)
     except yaml.YAMLError:

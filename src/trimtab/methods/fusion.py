@@ -52,8 +52,9 @@ class Fusion(Combine):
 
     def combine(self, p: Values, x: Tensor, y: Tensor, parts: list[Tensor], call: Call) -> Tensor:
         z = torch.stack(parts, dim=-2)
-        scores = (linear(y, p.Q)[..., None, :] * linear(z, p.K)).sum(-1) / self.temperature
-        return (scores.softmax(-1)[..., None] * linear(z, p.V)).sum(-2)
+        q = linear(linear(y, p.Q), p.K.mT)  # Kᵀ Q h: K acts once, V after the sum
+        s = ((q[..., None, :] * z).sum(-1) / self.temperature).softmax(-1)
+        return linear((s[..., None] * z).sum(-2), p.V)
 
     def penalty(self, p: Values) -> Tensor | None:
         if not self.regularisation:
