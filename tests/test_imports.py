@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,12 +99,49 @@ def test_the_rule_itself(own: str, line: str, found: list[str]) -> None:
     assert offences(own, imported(line)) == found
 
 
-def test_importing_trimtab_loads_nothing_heavy() -> None:
-    code = "import sys, trimtab; print(*{name.partition('.')[0] for name in sys.modules})"
+def loaded(code: str) -> set[str]:
+    """What is imported once this has run in a fresh interpreter."""
+    told = f"{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
     answer = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", f"import sys\n{told}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
-    loaded = set(answer.stdout.split())
-    assert {"trimtab", "torch"} <= loaded
-    heavy = {"transformers", "datasets", "accelerate", "sklearn", "pandas", "plotly", "typer"}
-    assert loaded & (heavy | {"bitsandbytes", "torchao"}) == set()
+    return set(answer.stdout.split("\n")[-2].split())
+
+
+HEAVY = {"transformers", "datasets", "accelerate", "sklearn", "pandas", "plotly", "typer"}
+HEAVY |= {"bitsandbytes", "torchao", "rich", "jinja2", "pydantic"}
+
+
+def test_importing_trimtab_loads_nothing() -> None:
+    assert loaded("import trimtab") & (HEAVY | {"torch", "numpy"}) == set()
+
+
+def test_adapting_a_model_loads_nothing_heavy() -> None:
+    model = "torch.nn.Sequential(torch.nn.Linear(2, 2))"
+    found = loaded(f"import trimtab, torch\ntrimtab.attach({model}, trimtab.LoRA(rank=1), '0')")
+    assert "torch" in found
+    assert found & HEAVY == set()
+
+
+def test_asking_for_help_does_not_wait_for_torch() -> None:
+    """Nor does a mistake in what was typed."""
+    begin = (
+        "sys.argv[1:] = {}\nimport trimtab.cli\ntry:\n trimtab.cli.main()\nexcept SystemExit: pass"
+    )
+    for typed in (["--help"], ["tune", "--help"], ["tuen"]):
+        assert "torch" not in loaded(begin.format(typed))
+
+
+@pytest.mark.parametrize("exported", sorted(trimtab.__all__))
+def test_what_is_offered_is_there(exported: str) -> None:
+    """Whichever module was loaded first, one of the same name among them."""
+    assert getattr(trimtab, exported) is not None
+    assert not isinstance(getattr(trimtab, exported), types.ModuleType) or exported in {
+        "combine",
+        "init",
+        "kernels",
+    }

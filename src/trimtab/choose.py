@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ def choose(
     model: nn.Module, method: Methods | Plan, to: Target | None, train: Sequence[str]
 ) -> list[tuple[Site, Method]]:
     """(site, method) in the model's order; see `attach`."""
+    if not isinstance(method, Method | Sequence | Mapping):
+        importlib.import_module("trimtab.store")  # which tells whose configurations it understands
     for attribute, read in _foreign.items():
         if hasattr(method, attribute):
             if to is not None or train:

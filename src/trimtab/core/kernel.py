@@ -1,11 +1,13 @@
 """Where fused implementations of laws are found. A kernel accelerates a law; it never defines it.
 
-`trimtab.kernels` fills this table; `disabled()` and `TRIMTAB_KERNELS=off` fall back to the laws.
+`trimtab.kernels` fills this table when the first adapter is put on a model. `disabled()` and
+`TRIMTAB_KERNELS=off` fall back to the laws.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +54,11 @@ _routers: dict[type[Method], Router] = {}
 _general: list[Kernel] = []
 _losses: list[Loss] = []
 _enabled = os.environ.get("TRIMTAB_KERNELS", "on").lower() not in {"off", "0", "false"}
+
+
+def fill() -> None:
+    """Load the implementations that there are, which register themselves."""
+    importlib.import_module("trimtab.kernels")
 
 
 def register(method: type[Method], kernel: Kernel) -> None:

@@ -1,4 +1,5 @@
-"""The methods by name. A class that states its `name` is registered by being imported."""
+"""The methods by name. A class that states its `name` is registered by being imported: here all
+that the package `trimtab.methods` holds, and all that others offer, once a name is looked up."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import functools
 import importlib.metadata
 import inspect
 import math
+import pkgutil
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from trimtab.core.method import Method
 
 GROUP = "trimtab.methods"
-"""Another package offers its methods under this group of entry points: name = "module:Class"."""
+"""Where our own methods lie, a module each; and the group of entry points under which another
+package offers its own: name = "module:Class"."""
 
 _methods: dict[str, type[Method]] = {}
 
@@ -47,7 +50,10 @@ def lookup(name: str) -> type[Method]:
 
 @functools.cache
 def _discover() -> None:
-    """Load what installed packages offer, once; one that is broken is named, and left out."""
+    """Load our own, then what installed packages offer, once; one of those that is broken is named,
+    and left out."""
+    for own in pkgutil.iter_modules(importlib.import_module(GROUP).__path__, f"{GROUP}."):
+        importlib.import_module(own.name)
     for entry in importlib.metadata.entry_points(group=GROUP):
         try:
             cls = entry.load()
@@ -67,7 +73,7 @@ def build(name: str, arguments: Mapping[str, Any]) -> Method:
     known = {field.name: field for field in dataclasses.fields(cls)}
     for key, value in arguments.items():
         if key not in known:
-            raise InputError(unknown(cls, key, _methods.values(), value))
+            raise InputError(unknown(cls, key, methods().values(), value))
         check(name, known[key], value)
     return cls(**arguments)
 
@@ -77,7 +83,7 @@ def refuse(cls: type[Method], given: Sequence[Any], named: Mapping[str, Any]) ->
     taken = inspect.signature(cls.__init__).parameters
     for key, value in named.items():
         if key not in taken:
-            raise InputError(unknown(cls, key, _methods.values(), value))
+            raise InputError(unknown(cls, key, methods().values(), value))
     if given:
         own = ", ".join(key for key in taken if key != "self")
         raise InputError(

@@ -1,0 +1,217 @@
+"""A decoder's training step with LoRA, here and through HF PEFT: seconds and memory, alternating.
+
+    python benchmarks/decoder.py [--rounds 3] [--steps 8] [--work short|long …]
+
+The works: a Llama of width 768, 12 blocks, 4 heads of keys and values and 32,000 words, with random
+weights and random tokens; LoRA of rank 8 on all linear maps but the head; transformers' Trainer for
+everyone. `short`: 4 x 256 tokens. `long`: 2 x 2,048 with activation checkpointing. Peer A is HF
+PEFT as its guides show it (fp32 weights under bf16 autocast, dropout 0.05), peer B the same library
+tuned (bf16 weights and adapters, no dropout). Each turn is a process of its own; the median of a
+turn's steps counts, the first two left out, then the median of turns. Peak memory is the process's
+own, less what it held with the libraries loaded and before there was a model. Writes
+results/decoder.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).parent / "results" / "decoder.json"
+CONTESTANTS = ("trimtab", "peer_b", "peer_a")
+NAMES = {
+    "trimtab": "Trimtab",
+    "peer_a": "A: HF PEFT as its guides show it",
+    "peer_b": "B: HF PEFT, tuned",
+}
+RANK, WARM = 8, 2
+
+
+@dataclass(frozen=True)
+class Work:
+    batch: int
+    tokens: int
+    checkpointing: bool
+
+
+WORKS = {"short": Work(4, 256, False), "long": Work(2, 2048, True)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--work", action="append", choices=[*WORKS])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.contestant:
+        found = contest(options.contestant, WORKS[options.work[0]], options.steps)
+        print(json.dumps(found))
+        return
+    known = json.loads(RESULT.read_text(encoding="utf8")) if RESULT.exists() else {}
+    for name in options.work or WORKS:
+        turns = []
+        for number in range(options.rounds):
+            turns.append({one: turn(one, name, options.steps) for one in CONTESTANTS})
+            for one, found in turns[-1].items():
+                print(
+                    f"{name} round {number + 1}  {NAMES[one]:<34} {found['seconds']:7.3f} s  "
+                    f"{found['peak_memory_bytes'] / 2**20:7.0f} MiB",
+                    flush=True,
+                )
+        known[name] = conclude(WORKS[name], turns)
+        print(name, known[name]["ratios"], known[name]["memory_ratios"])
+    RESULT.write_text(json.dumps(known, indent=1) + "\n", encoding="utf8")
+
+
+def turn(contestant: str, work: str, steps: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--contestant", contestant, "--work", work]
+    done = subprocess.run([*command, "--steps", str(steps)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{contestant} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def conclude(work: Work, turns: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    from trimtab.tune import hardware
+
+    def median(one: str, fact: str) -> float:
+        return statistics.median(turn[one][fact] for turn in turns)
+
+    def ratios(fact: str) -> dict[str, float]:
+        own = median("trimtab", fact)
+        return {peer: round(median(peer, fact) / own, 3) for peer in CONTESTANTS[1:]}
+
+    return {
+        "work": f"{work.batch} x {work.tokens} tokens"
+        + (", activation checkpointing" if work.checkpointing else ""),
+        "turns": turns,
+        "median_seconds": {one: round(median(one, "seconds"), 4) for one in CONTESTANTS},
+        "ratios": ratios("seconds"),
+        "memory_ratios": ratios("peak_memory_bytes"),
+        "losses": {one: median(one, "loss") for one in CONTESTANTS},
+        "hardware": hardware.facts(),
+        "versions": hardware.versions(),
+    }
+
+
+# One contestant, in a process of its own.
+
+
+def contest(contestant: str, work: Work, steps: int) -> dict[str, float]:
+    import torch
+    import transformers
+    from torch.utils.data import Dataset
+
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.set_seed(0)
+    before = resident()
+    model = {"trimtab": ours, "peer_a": peer_a, "peer_b": peer_b}[contestant](work)
+
+    class Tokens(Dataset[dict[str, torch.Tensor]]):
+        rows = torch.randint(5, 32_000, (work.batch * (steps + WARM), work.tokens))
+
+        def __len__(self) -> int:
+            return len(self.rows)
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            return {"input_ids": self.rows[index], "labels": self.rows[index]}
+
+    ends: list[float] = []
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            ends.append(time.perf_counter())
+
+    arguments = transformers.TrainingArguments(
+        tempfile.mkdtemp(),
+        per_device_train_batch_size=work.batch,
+        num_train_epochs=1,
+        learning_rate=1e-3,
+        bf16=contestant == "peer_a",
+        gradient_checkpointing=work.checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if work.checkpointing else None,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = transformers.Trainer(model, arguments, train_dataset=Tokens(), callbacks=[Clock()])
+    loss = trainer.train().training_loss
+    took = [end - start for start, end in itertools.pairwise(ends)][WARM - 1 :]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "seconds": statistics.median(took),
+        "loss": loss,
+        "peak_memory_bytes": peak - before,
+    }
+
+
+def resident() -> int:
+    """Bytes that the process holds now."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def llama(dtype: Any, attention: str = "sdpa") -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        attn_implementation=attention,
+    )
+    return LlamaForCausalLM(config).to(dtype)
+
+
+def ours(work: Work) -> Any:
+    import torch
+
+    import trimtab
+
+    model = llama(torch.bfloat16)
+    trimtab.attach(model, trimtab.LoRA(rank=RANK, alpha=2 * RANK))
+    return model
+
+
+def peer_a(work: Work) -> Any:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.05, target_modules="all-linear")
+    model = get_peft_model(llama(torch.float32), config)
+    if work.checkpointing:
+        model.enable_input_require_grads()
+    return model
+
+
+def peer_b(work: Work) -> Any:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules="all-linear")
+    model = get_peft_model(llama(torch.bfloat16), config, autocast_adapter_dtype=False)
+    if work.checkpointing:
+        model.enable_input_require_grads()
+    return model
+
+
+if __name__ == "__main__":
+    main()
