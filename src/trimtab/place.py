@@ -138,7 +138,7 @@ def _place(
         adapter.hosts[site.name] = holder
         adapter.members.append(delta)
     for parent, hosts in watched.items():
-        model.get_submodule(parent).register_forward_hook(watch.NoticeSkipped(hosts))
+        watch.notice_skipped(model.get_submodule(parent), hosts)
     root = Site(ROOT, model, geometry(model), homes=("",))
     for key, held in adapter.shared.items():
         _companion(root, record).add(name, key, held)

@@ -5,7 +5,7 @@ pickle.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -129,6 +129,16 @@ class NoticeSkipped:
                     "itself, so that an adapter there has no effect; choose a target that leaves "
                     "this site out"
                 )
+
+
+def notice_skipped(module: nn.Module, hosts: Mapping[str, Host]) -> None:
+    """Wait for these hosts, but for those that have been called before: one hook a module."""
+    waiting = {site: host for site, host in hosts.items() if not host.called}
+    hooks = (hook for hook in module._forward_hooks.values() if isinstance(hook, NoticeSkipped))
+    if hook := next(hooks, None):
+        hook.hosts = {**hook.hosts, **waiting}
+    elif waiting:
+        module.register_forward_hook(NoticeSkipped(waiting))
 
 
 class OutputSkipped:
