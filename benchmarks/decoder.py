@@ -188,6 +188,7 @@ def ours(work: Work) -> Any:
 
     model = llama(torch.bfloat16)
     trimtab.attach(model, trimtab.LoRA(rank=RANK, alpha=2 * RANK))
+    trimtab.kernels.blockwise(model)
     return model
 
 

@@ -7,7 +7,7 @@ from torch import nn
 OURS = "trimtab_"
 """What an attention function's name begins with once it knows of prefixes."""
 
-EXTENDED = ("eager", "sdpa")
+EXTENDED = ("eager", "sdpa", "blockwise")
 """The attention functions that prefixes extend."""
 
 

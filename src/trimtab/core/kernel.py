@@ -108,6 +108,10 @@ def find(delta: Delta, x: Tensor, inner: Operator) -> Run | None:
     return None
 
 
+def enabled() -> bool:
+    return _enabled
+
+
 def transformed() -> bool:
     """Within `vmap`, `torch.func.grad` and the like, which look into functions of autograd's."""
     return torch._C._are_functorch_transforms_active()

@@ -1,6 +1,8 @@
 """Fused implementations of laws. Importing this package registers them; see `core/kernel.py`."""
 
 from trimtab.core.kernel import disabled as disabled
+from trimtab.kernels import attention as attention
 from trimtab.kernels import cross_entropy as cross_entropy
 from trimtab.kernels import dense as dense
 from trimtab.kernels import lora as lora
+from trimtab.kernels.attention import blockwise as blockwise

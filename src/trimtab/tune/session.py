@@ -18,6 +18,7 @@ from trimtab.core.errors import InputError
 from trimtab.core.training import penalty
 from trimtab.data import Splits, load
 from trimtab.evaluate.predict import logits, precision
+from trimtab.kernels import attention
 from trimtab.quant import quantise
 from trimtab.tasks import TextClassification, lookup
 from trimtab.tasks.text_classification import Encoded
@@ -142,6 +143,7 @@ def _set_attention(model: Any, config: Config) -> None:
     if config.attention == "auto":
         return
     try:
+        attention.offer()
         model.set_attn_implementation(config.attention)
     except (ValueError, ImportError, KeyError) as error:
         raise InputError(f"--attention {config.attention}: {str(error).splitlines()[0]}") from None
@@ -151,7 +153,9 @@ def choose_attention(session: Session, step: Callable[[], object]) -> None:
     """Pin the fastest implementation of attention for this model, batch and machine."""
     if session.config.attention != "auto":
         return
-    names = ["eager", *(["sdpa"] if getattr(session.model, "_supports_sdpa", False) else [])]
+    names = ["eager"]
+    if getattr(session.model, "_supports_sdpa", False):
+        names += ["sdpa", *([attention.offer()] if hardware.device().type == "cpu" else [])]
     chosen, took = hardware.choose_attention(session.model, names, step)
     session.model.set_attn_implementation(chosen)
     session.config.attention = chosen

@@ -1,0 +1,171 @@
+"""Attention by blocks of queries, each as plain matrix products.
+
+    y = softmax(s q kᵀ + m) v
+
+The backward pass makes the weights of a block again, so that no matrix of all queries by all keys
+is kept; keys that no query of a block sees are left out, half of them under a causal mask. Queries
+that share keys stand side by side, and keys are not repeated.
+
+torch's fused attention takes two to three times as long on a CPU (bf16, 256 or 512 tokens, heads of
+64, forward and backward). `blockwise(model)` puts this in its place for a model of transformers;
+what it does not state (dropout, biases of positions, other devices) goes on to that one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.core import kernel
+from trimtab.core.errors import InputError
+
+NAME = "blockwise"
+_BLOCK = 128  # queries
+
+Mask = Tensor | None
+
+
+class Blockwise(torch.autograd.Function):
+    """q (b, h, t, d), k and v (b, g, s, d) where h/g queries share keys, mask (b or 1, h or 1, t,
+    s) True where one may look, or None: all may, or up to their own place -> y (b, h, t, d)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Mask, causal: bool, scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v, mask)
+        ctx.facts = causal, scale
+        return _all(q, k, v, mask, causal, scale)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, mask = ctx.saved_tensors
+        causal, scale = ctx.facts
+        if torch.is_grad_enabled():  # a second derivative is asked for
+            asked = [one for one in (q, k, v) if one.requires_grad]
+            found = iter(
+                torch.autograd.grad(
+                    _all(q, k, v, mask, causal, scale), asked, dy, create_graph=True
+                )
+            )
+            each = (next(found) if one.requires_grad else None for one in (q, k, v))
+            return (*each, None, None, None)
+        dq, dk, dv = torch.empty_like(q), _sums(k), _sums(v)
+        for rows, reach, seen in _blocks(q, k, mask, causal):
+            own = [one.detach().requires_grad_() for one in (q[:, :, rows], *_upto(reach, k, v))]
+            with torch.enable_grad():
+                y = _block(*own, seen, scale)
+            dq[:, :, rows], *more = torch.autograd.grad(y, own, dy[:, :, rows])
+            for total, one in zip(_upto(reach, dk, dv), more, strict=True):
+                total += one
+        return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None
+
+
+def _sums(x: Tensor) -> Tensor:
+    """Where gradients of all blocks are added up."""
+    return torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+
+
+def _upto(reach: int, *tensors: Tensor) -> list[Tensor]:
+    return [one[:, :, :reach] for one in tensors]
+
+
+def _all(q: Tensor, k: Tensor, v: Tensor, mask: Mask, causal: bool, scale: float) -> Tensor:
+    parts = [
+        _block(q[:, :, rows], *_upto(reach, k, v), seen, scale)
+        for rows, reach, seen in _blocks(q, k, mask, causal)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _blocks(q: Tensor, k: Tensor, mask: Mask, causal: bool) -> Iterator[tuple[slice, int, Mask]]:
+    """(its queries, how many keys these see at most, what is added to their scores)."""
+    t, s = q.shape[2], k.shape[2]
+    for first in range(0, t, _BLOCK):
+        rows = slice(first, min(t, first + _BLOCK))
+        seen = None if mask is None else mask[:, :, rows]
+        if causal:
+            seen = torch.ones(rows.stop - first, s, dtype=torch.bool).tril(first)[None, None]
+        if seen is None:
+            yield rows, s, None
+            continue
+        places = seen.any(0).any(0).any(0).nonzero()
+        reach = int(places[-1]) + 1 if len(places) else s
+        low = torch.finfo(q.dtype).min  # and not -∞: a query that may look nowhere is no nan
+        hidden = torch.zeros((), dtype=q.dtype).masked_fill(~seen[..., :reach], low)
+        yield rows, reach, hidden
+
+
+def _block(q: Tensor, k: Tensor, v: Tensor, hidden: Mask, scale: float) -> Tensor:
+    b, h, t, d = q.shape
+    g, s = k.shape[1:3]
+    x = (q * scale).reshape(b * g, h // g * t, d)
+    scores = (x @ k.reshape(b * g, s, d).mT).view(b, h, t, s)
+    p = (scores if hidden is None else scores + hidden).softmax(-1)
+    y = p.view(b * g, h // g * t, s) @ v.reshape(b * g, s, v.shape[-1])
+    return y.view(b, h, t, v.shape[-1])
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Mask,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls an attention function: y as (b, t, h, d)."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = attention_mask is None and causal and query.shape[2] > 1
+    ours = (
+        kernel.enabled()
+        and query.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and kernel.unmodified(query)
+        and not dropout
+        and all(options.get(name) is None for name in ("position_bias", "softcap", "cache"))
+        and (attention_mask is None or attention_mask.dtype == torch.bool)
+        and not (causal and query.shape[2] != key.shape[2])
+    )
+    if not ours:
+        given = {"scaling": scaling, "dropout": dropout, "is_causal": is_causal, **options}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
+    mask = None if attention_mask is None else attention_mask[..., : key.shape[2]]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    y = Blockwise.apply(query, key.contiguous(), value.contiguous(), mask, causal, scale)
+    return y.transpose(1, 2).contiguous(), None
+
+
+@functools.cache
+def offer() -> str:
+    """Make it known to transformers; the name under which it is."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+    return NAME
+
+
+def blockwise(model: nn.Module) -> None:
+    """Let a model of transformers take this attention from now on; `set_attn_implementation`
+    takes it back.
+
+    Raises:
+        InputError: the model has no attention that could be exchanged.
+    """
+    if not getattr(model, "_supports_sdpa", False):
+        raise InputError(
+            f"the attention of {type(model).__name__} cannot be exchanged: it takes a model of "
+            "transformers that supports sdpa"
+        )
+    model.set_attn_implementation(offer())  # type: ignore[operator]

@@ -1,0 +1,213 @@
+"""Attention by blocks of queries is attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+import trimtab
+from trimtab.core.errors import InputError
+from trimtab.kernels import attention
+from trimtab.kernels.attention import Blockwise
+
+B, H, T, D = 2, 6, 37, 8
+CAUSAL = torch.ones(T, T, dtype=torch.bool).tril()
+PADDED = (torch.arange(T)[None] < torch.tensor([T, 20])[:, None])[:, None, None]
+MASKS: dict[str, Tensor | None] = {
+    "none": None,
+    "padding": PADDED.expand(B, 1, T, T),
+    "causal": CAUSAL[None, None],
+    "causal, padded": CAUSAL & PADDED,
+    "window": (CAUSAL & ~CAUSAL.tril(-7))[None, None],
+    "sees its prompt": (CAUSAL | (torch.arange(T) < 9))[None, None],
+    "of each head": torch.rand(1, H, T, T, generator=torch.Generator().manual_seed(0)) < 0.5,
+}
+
+
+def made(groups: int, keys: int = T, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    torch.manual_seed(0)
+    shapes = ((B, H, T, D), (B, groups, keys, D), (B, groups, keys, D))
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+def twice(y: Tensor, given: list[Tensor]) -> list[Tensor]:
+    """The gradients of a sum of squares, and those of their squares."""
+    first = torch.autograd.grad(y.square().sum(), given, create_graph=True)
+    total = sum((one.square().sum() for one in first), torch.zeros((), dtype=y.dtype))
+    return [*first, *torch.autograd.grad(total, given)]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("block", [5, 16, 128])
+@pytest.mark.parametrize("name", [*MASKS, "causal by a flag"])
+def test_it_is_attention(
+    name: str, block: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_BLOCK", block)
+    given, causal = made(groups), name == "causal by a flag"
+    mask = None if causal else MASKS[name]
+    y = Blockwise.apply(*given, mask, causal, 0.3)
+    q, k, v = given
+    k, v = (one.repeat_interleave(H // groups, 1) for one in (k, v))
+    expected = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=0.3)
+    torch.testing.assert_close(y, expected)
+    once = torch.autograd.grad(y.square().sum(), given, retain_graph=True)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        expected = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=0.3)
+        wanted = torch.autograd.grad(expected.square().sum(), given, retain_graph=True)
+        for one, other in zip(
+            [*once, *twice(y, given)], [*wanted, *twice(expected, given)], strict=True
+        ):
+            torch.testing.assert_close(one, other)
+
+
+def test_more_keys_than_queries() -> None:
+    given = made(2, keys=T + 5)
+    mask = torch.cat([torch.ones(T, 5, dtype=torch.bool), CAUSAL], 1)[None, None]
+    q, k, v = given
+    k, v = (one.repeat_interleave(3, 1) for one in (k, v))
+    expected = scaled_dot_product_attention(q, k, v, mask)
+    torch.testing.assert_close(Blockwise.apply(*given, mask, False, D**-0.5), expected)
+
+
+def test_a_query_that_may_look_nowhere_is_no_nan() -> None:
+    y = Blockwise.apply(*made(2), torch.zeros(1, 1, T, T, dtype=torch.bool), False, 1.0)
+    assert y.isfinite().all()
+
+
+def test_only_what_trains_has_a_gradient() -> None:
+    q, k, v = made(2)
+    y = Blockwise.apply(q, k.detach(), v, None, True, 1.0)
+    once = torch.autograd.grad(y.sum(), [q, v], retain_graph=True)
+    for one, other in zip(
+        once, torch.autograd.grad(y.sum(), [q, v], create_graph=True), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_in_bf16_it_is_as_near_to_the_truth_as_products_and_softmax() -> None:
+    given = made(6, dtype=torch.bfloat16)
+    exact = [one.detach().double().requires_grad_() for one in given]
+    scale = D**-0.5
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = (q @ k.mT) * scale
+        return scores.masked_fill(~CAUSAL, float("-inf")).softmax(-1) @ v
+
+    def away(y: Tensor, inputs: list[Tensor]) -> Tensor:
+        truth = plain(*exact)
+        found = [y, *torch.autograd.grad(y.float().square().sum(), inputs)]
+        wanted = [truth, *torch.autograd.grad(truth.square().sum(), exact)]
+        return torch.stack([(a - b).norm() for a, b in zip(found, wanted, strict=True)])
+
+    own = away(Blockwise.apply(*given, None, True, scale), given)
+    assert (own < 1.5 * away(plain(*given), given)).all()
+
+
+def llama() -> tuple[nn.Module, dict[str, Any]]:
+    config = LlamaConfig(
+        vocab_size=99,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+    )
+    ids = torch.randint(1, 99, (3, 15))
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    return LlamaForCausalLM(config), {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def bert() -> tuple[nn.Module, dict[str, Any]]:
+    config = BertConfig(
+        vocab_size=99,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        hidden_dropout_prob=0,
+        attention_probs_dropout_prob=0,
+    )
+    ids = torch.randint(1, 99, (3, 15))
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    given = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1, 0])}
+    return BertForSequenceClassification(config), given
+
+
+def vit() -> tuple[nn.Module, dict[str, Any]]:
+    config = ViTConfig(
+        image_size=16,
+        patch_size=4,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    given = {"pixel_values": torch.randn(3, 3, 16, 16), "labels": torch.tensor([0, 1, 0])}
+    return ViTForImageClassification(config), given
+
+
+@pytest.fixture
+def calls(follow: Callable[[Any, str], list[Any]]) -> list[Any]:
+    """Grows with every use of it."""
+    return follow(Blockwise, "apply")
+
+
+@pytest.mark.parametrize("make", [llama, bert, vit])
+@pytest.mark.parametrize("method", [trimtab.LoRA(rank=2), trimtab.PrefixTuning(length=3)])
+def test_on_whole_models(
+    make: Callable[[], tuple[nn.Module, dict[str, Any]]],
+    method: trimtab.core.method.Method,
+    calls: list[Any],
+) -> None:
+    torch.manual_seed(0)
+    model, given = make()
+    adapter = trimtab.attach(model.train(), method)
+    for parameter in adapter.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    trained = list(trimtab.parameters(model))
+    expected = model(**given).loss
+    gradients = torch.autograd.grad(expected, trained)
+    assert not calls
+    trimtab.kernels.blockwise(model)
+    loss = model(**given).loss
+    assert len(calls) == 2
+    torch.testing.assert_close(loss, expected)
+    for found, wanted in zip(torch.autograd.grad(loss, trained), gradients, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-3)
+    with trimtab.kernels.disabled():
+        model(**given)
+    assert len(calls) == 2
+
+
+def test_it_generates_the_same(calls: list[Any]) -> None:
+    torch.manual_seed(0)
+    model, given = llama()
+    ids = {"input_ids": given["input_ids"], "attention_mask": given["attention_mask"].flip(1)}
+    options = {"max_new_tokens": 5, "do_sample": False}
+    expected = model.eval().generate(**ids, **options)
+    trimtab.kernels.blockwise(model)
+    assert torch.equal(model.generate(**ids, **options), expected)
+    assert calls
+
+
+def test_what_has_no_such_attention_is_refused() -> None:
+    with pytest.raises(InputError, match="cannot be exchanged"):
+        trimtab.kernels.blockwise(nn.Linear(2, 2))
