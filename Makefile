@@ -47,7 +47,13 @@ quality: $(VENV)/.installed
 	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/many.py
+	$(BIN)/python benchmarks/decoder.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/page.py
 	$(BIN)/python docs/generate.py
 
 clean:

@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import floor
+
 RESULT = Path(__file__).parent / "results" / "decoder.json"
 CONTESTANTS = ("trimtab", "peer_b", "peer_a")
 NAMES = {
@@ -76,6 +78,20 @@ def main() -> None:
     RESULT.write_text(json.dumps(known, indent=1) + "\n", encoding="utf8")
 
 
+def operations(work: Work) -> int:
+    """What a step cannot do without."""
+    tokens = work.batch * work.tokens
+    shapes = {(768, 768): 2, (768, 256): 2, (768, 2048): 2, (2048, 768): 1}
+    block = sum(a * b * count for (a, b), count in shapes.items())
+    features = sum((a + b) * count for (a, b), count in shapes.items())
+    return (
+        floor.frozen(12 * block, tokens, 2 if work.checkpointing else 1)
+        + floor.frozen(768 * 32_000, tokens)
+        + floor.low_rank(12 * features, RANK, tokens)
+        + 12 * floor.attention(work.batch, 12, work.tokens, 64, causal=True)
+    )
+
+
 def turn(contestant: str, work: str, steps: int) -> dict[str, float]:
     command = [sys.executable, __file__, "--contestant", contestant, "--work", work]
     done = subprocess.run([*command, "--steps", str(steps)], capture_output=True, text=True)
@@ -101,6 +117,7 @@ def conclude(work: Work, turns: list[dict[str, dict[str, float]]]) -> dict[str, 
         "median_seconds": {one: round(median(one, "seconds"), 4) for one in CONTESTANTS},
         "ratios": ratios("seconds"),
         "memory_ratios": ratios("peak_memory_bytes"),
+        "floor_seconds": round(operations(work) / floor.rate(), 4),
         "losses": {one: median(one, "loss") for one in CONTESTANTS},
         "hardware": hardware.facts(),
         "versions": hardware.versions(),

@@ -21,6 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import floor
+
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "speed.json"
 CONTESTANTS = ("trimtab", "peer_b", "peer_a")
@@ -89,6 +91,7 @@ def trimtab(data: Path, seed: int) -> dict[str, Any]:
         "trainable": metrics["trainable"],
         "peak_memory_bytes": metrics["peak_memory_bytes"],
         "wall_seconds": metrics["wall_seconds"],
+        "tokens": round(metrics["tokens_per_second"] * metrics["train_seconds"]),
     }
 
 
@@ -124,6 +127,7 @@ def conclude(rounds: list[dict[str, Any]], data: Path) -> dict[str, Any]:
             for turn in rounds
         ],
         "median_seconds": median,
+        "floor_seconds": round(operations(rounds[0]["trimtab"]["tokens"]) / floor.rate(), 2),
         "ratios": {peer: round(median[peer] / median["trimtab"], 3) for peer in peers},
         "accuracy": {one: mean_interval(pooled(one)).as_dict() for one in CONTESTANTS},
         "accuracy_difference": {
@@ -132,6 +136,14 @@ def conclude(rounds: list[dict[str, Any]], data: Path) -> dict[str, Any]:
         "hardware": hardware.facts(),
         "versions": {**hardware.versions(), "peft": _version("peft")},
     }
+
+
+def operations(tokens: int) -> int:
+    """What training on so many tokens cannot do without; attention over 30 of them is nothing."""
+    shapes = {(384, 384): 4, (384, 1536): 2}
+    weights = 6 * sum(a * b * count for (a, b), count in shapes.items())
+    features = 6 * sum((a + b) * count for (a, b), count in shapes.items())
+    return floor.frozen(weights, tokens) + floor.low_rank(features, 8, tokens)
 
 
 def _version(name: str) -> str:

@@ -1,0 +1,200 @@
+"""docs/speed.md and its picture, from what the benchmarks have written.
+
+python benchmarks/page.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PAGE = HERE.parent / "docs" / "speed.md"
+PICTURE = RESULTS / "speed.svg"
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure of a benchmark, and what it is to be: at least, or at most."""
+
+    work: str
+    against: str
+    file: str
+    value: Callable[[Found], float]
+    bound: float
+    least: bool = True
+    unit: str = " x"
+
+    def row(self) -> tuple[str, ...]:
+        bound = f"{'≥' if self.least else '≤'} {self.bound:g}{self.unit}"
+        try:
+            value = self.value(read(self.file))
+        except (FileNotFoundError, KeyError):
+            return self.work, self.against, bound, "–", "not measured"
+        met = value >= self.bound if self.least else value <= self.bound
+        return self.work, self.against, bound, f"{value:.3g}{self.unit}", "" if met else "not met"
+
+
+def read(name: str) -> Found:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf8"))
+
+
+ENCODER = "MiniLM, real sentences, LoRA of rank 8 on all linear maps, one epoch"
+DECODER = "Llama shape, 4 x 256 tokens, LoRA on all linear maps, a step"
+LONG = "the same, 2 x 2,048 tokens, activation checkpointing"
+MANY = "64 adapters mixed in a batch of 64 x 32 tokens"
+A, B = "HF PEFT as its guides show it", "HF PEFT, tuned"
+
+TARGETS = (
+    Target(ENCODER, A, "speed", lambda f: f["ratios"]["peer_a"], 12),
+    Target(ENCODER, B, "speed", lambda f: f["ratios"]["peer_b"], 3),
+    Target(DECODER, A, "decoder", lambda f: f["short"]["ratios"]["peer_a"], 3),
+    Target(DECODER, B, "decoder", lambda f: f["short"]["ratios"]["peer_b"], 2),
+    Target(
+        f"{DECODER}: peak memory",
+        A,
+        "decoder",
+        lambda f: 1 / f["short"]["memory_ratios"]["peer_a"],
+        0.6,
+        least=False,
+    ),
+    Target(LONG, A, "decoder", lambda f: f["long"]["ratios"]["peer_a"], 1),
+    Target(
+        f"{LONG}: peak memory",
+        A,
+        "decoder",
+        lambda f: 1 / f["long"]["memory_ratios"]["peer_a"],
+        0.5,
+        least=False,
+    ),
+    Target(MANY, "the base alone", "many", lambda f: f["against_base"]["mixed"], 1.15, least=False),
+    Target(
+        f"{MANY}, 1,000 registered",
+        "the base alone",
+        "many",
+        lambda f: f["against_base_with_all_registered"]["mixed"],
+        1.15,
+        least=False,
+    ),
+    Target(
+        "registering 1,000 adapters",
+        "",
+        "many",
+        lambda f: f["seconds_to_register_all"],
+        10,
+        least=False,
+        unit=" s",
+    ),
+    Target(
+        "switching among them", "", "many", lambda f: f["switching_ms"], 1, least=False, unit=" ms"
+    ),
+    Target(
+        "generation over a frozen bf16 base, a token",
+        "the same base unfrozen",
+        "generation",
+        lambda f: f["against_base"]["frozen"],
+        1.05,
+        least=False,
+    ),
+    Target(
+        "`import trimtab`",
+        "beyond `import torch`",
+        "start",
+        lambda f: f["seconds"]["import trimtab"],
+        0.1,
+        least=False,
+        unit=" s",
+    ),
+    Target(
+        "`trimtab --help`",
+        "",
+        "start",
+        lambda f: f["seconds"]["trimtab --help"],
+        0.4,
+        least=False,
+        unit=" s",
+    ),
+)
+
+TEMPLATE = """# Speed
+
+Written by `make bench` from `benchmarks/results/*.json`; what a row measures is told in the script
+of its file's name in `benchmarks/`. A ratio of times says how many times as fast, or what part;
+of memory which part. Each row is of one run, the contestants in turn, medians.
+
+{about}
+
+{table}
+
+Not measured yet: full fine-tuning with the Trainer beside MiniLM's row, useful tokens a second on
+variable-length causal data, the other methods beside HF PEFT's (their steps against full
+fine-tuning's are in [methods.md](methods.md)), `head` on cached features, curves of growth, a GPU.
+
+![Seconds beside the peers and the floor](../benchmarks/results/speed.svg)
+
+The floor is the arithmetic of a step that cannot be left out, at the rate of plain products
+measured in the same run (`benchmarks/floor.py`):
+
+{floors}
+"""
+
+
+def bars() -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    """(title, (name, seconds) …) of each picture: contestants and the floor."""
+    names = {"peer_a": A, "peer_b": B, "trimtab": "Trimtab"}
+    works = ((ENCODER, "speed", ""), (DECODER, "decoder", "short"), (LONG, "decoder", "long"))
+    for title, file, part in works:
+        try:
+            found = read(file)[part] if part else read(file)
+            floor = found["floor_seconds"]
+        except (FileNotFoundError, KeyError):
+            continue
+        seconds = [(name, found["median_seconds"][one]) for one, name in names.items()]
+        yield title, [*seconds, ("the products alone", floor)]
+
+
+def draw() -> None:
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams.update({"svg.hashsalt": "trimtab", "font.size": 9})
+    pictures = list(bars())
+    figure, axes = plt.subplots(len(pictures), 1, figsize=(8, 1.7 * len(pictures)), squeeze=False)
+    for axis, (title, rows) in zip(axes[:, 0], pictures, strict=True):
+        names, seconds = zip(*reversed(rows), strict=True)
+        colours = ["#1f77b4" if name == "Trimtab" else "#bbbbbb" for name in names]
+        drawn = axis.barh(names, seconds, color=colours)
+        axis.bar_label(drawn, fmt="%.3g s", padding=3)
+        axis.set_title(title, loc="left", fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0.12)
+    figure.tight_layout()
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
+def page() -> str:
+    head = ("work", "against", "target", "measured", "")
+    rows = [head, ("---",) * len(head), *(target.row() for target in TARGETS)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    floors = [
+        f"- {title}: {dict(rows)['Trimtab']:.3g} s, of which the products alone need "
+        f"{dict(rows)['the products alone']:.3g} s."
+        for title, rows in bars()
+    ]
+    start = read("start")
+    machine, torch = start["hardware"], start["versions"]["torch"]
+    about = (
+        f"{machine['cores']} cores of an {machine['processor']} ({machine['cpu_capability']}), "
+        f"torch {torch}."
+    )
+    return TEMPLATE.format(about=about, table=table, floors="\n".join(floors))
+
+
+if __name__ == "__main__":
+    draw()
+    PAGE.write_text(page(), encoding="utf8")
