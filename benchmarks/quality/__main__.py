@@ -43,7 +43,7 @@ def main() -> None:
         raise SystemExit("no such work or method, or no data beside the repository")
     until = time.monotonic() + 60 * options.minutes
     given = tuple(assigned(one) for one in options.set)
-    rows = [Row(work, name, given) for work in known for name in names]
+    rows = [Row(work, name, given, options.defaults) for work in known for name in names]
     rows.sort(key=lambda row: [one.name for one in known].index(row.work.name) > 1)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, context, one_thread) as pool:
@@ -70,6 +70,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", action="append")
     parser.add_argument("--method", action="append")
     parser.add_argument("--set", action="append", default=[], help="name=value: not its default")
+    parser.add_argument("--defaults", action="store_true", help="no size but its default")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=1e9)
@@ -97,8 +98,9 @@ def tell(found: dict[str, Any]) -> None:
 class Row:
     """A method on a work: its runs in order, each as soon as those before it say which it is."""
 
-    def __init__(self, work: Work, method: str, given: Settings) -> None:
+    def __init__(self, work: Work, method: str, given: Settings, alone: bool = False) -> None:
         self.work, self.method, self.given = work, method, given
+        self.alone = alone or bool(given)  # no other size is tried
 
     def due(self, seeds: int) -> Iterator[Run]:
         """What is not there yet, up to this many seeds."""
@@ -112,7 +114,7 @@ class Row:
         """What is given, or the defaults; and if these train over 1 %, the largest that trains
         less."""
         yield self.given
-        if self.given:
+        if self.alone:
             return
         first = saved(self.search((), lookup(self.method).learning_rate))
         if first is None or share(first) <= SMALL:
