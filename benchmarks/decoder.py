@@ -128,10 +128,15 @@ def conclude(work: Work, turns: list[dict[str, dict[str, float]]]) -> dict[str, 
 
 
 def contest(contestant: str, work: Work, steps: int) -> dict[str, float]:
+    import peft  # noqa: F401  # in every contestant's memory before the measurement begins
     import torch
     import transformers
     from torch.utils.data import Dataset
+    from transformers import LlamaForCausalLM, Trainer  # noqa: F401
 
+    import trimtab
+
+    trimtab.methods()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.set_seed(0)

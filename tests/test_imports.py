@@ -136,9 +136,57 @@ def test_asking_for_help_does_not_wait_for_torch() -> None:
         assert "torch" not in loaded(begin.format(typed))
 
 
+def run(code: str) -> None:
+    """In an interpreter that has imported nothing yet."""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+
+
+@pytest.mark.parametrize("first", ["trimtab.match", "trimtab.methods.lora", "trimtab.tune.run"])
+def test_functions_stand_before_modules_of_their_name(first: str) -> None:
+    run(f"import {first}, trimtab\nassert 'lora' in trimtab.methods() and callable(trimtab.match)")
+
+
+def test_maps_in_codes_are_known_whoever_asks_first() -> None:
+    run(
+        "import torch\nfrom trimtab.core import quantised\n"
+        "assert quantised.library(torch.nn.Linear(2, 2)) is None\n"
+        "assert set(quantised._libraries) == {'bitsandbytes', 'torchao'}"
+    )
+
+
+def test_a_name_of_ours_is_taken_though_nothing_is_loaded_yet() -> None:
+    run(
+        "from trimtab.core.method import Additive\n"
+        "try:\n class Mine(Additive):\n  name = 'lora'\n"
+        "except ValueError as error:\n assert 'taken by LoRA' in str(error)\n"
+        "else:\n raise SystemExit('not refused')"
+    )
+
+
+def test_a_kernel_of_ones_own_is_asked_before_ours() -> None:
+    run(
+        "from trimtab.core import kernel\nfrom trimtab.methods.lora import LoRA\n"
+        "mine = kernel.Kernel('mine', lambda *a: True, lambda *a: None)\n"
+        "kernel.register(LoRA, mine)\nimport trimtab\ntrimtab.methods()\n"
+        "assert kernel._kernels[LoRA][0] is mine and len(kernel._kernels[LoRA]) == 2"
+    )
+
+
+def test_two_threads_that_ask_at_once() -> None:
+    run(
+        "import concurrent.futures, trimtab\n"
+        "with concurrent.futures.ThreadPoolExecutor(8) as pool:\n"
+        " list(pool.map(lambda name: getattr(trimtab, name), 2 * trimtab.__all__))"
+    )
+
+
+def test_what_is_not_offered_is_told_with_what_is_near() -> None:
+    with pytest.raises(AttributeError, match="offers no 'Lora'; nearest: 'LoRA'"):
+        _ = trimtab.Lora
+
+
 @pytest.mark.parametrize("exported", sorted(trimtab.__all__))
 def test_what_is_offered_is_there(exported: str) -> None:
-    """Whichever module was loaded first, one of the same name among them."""
     assert getattr(trimtab, exported) is not None
     assert not isinstance(getattr(trimtab, exported), types.ModuleType) or exported in {
         "combine",

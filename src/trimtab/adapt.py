@@ -12,7 +12,7 @@ from torch import nn
 
 from trimtab.choose import Methods, Plan, choose
 from trimtab.codes import decode, encode
-from trimtab.core import kernel, sharded
+from trimtab.core import sharded
 from trimtab.core.adapter import RECORD, Adapter, Record, carries, intact, record, unwrap
 from trimtab.core.compose import Composition, Route, Stack, order
 from trimtab.core.errors import InputError, SiteNotFound, StateError
@@ -161,7 +161,6 @@ def _record(model: nn.Module) -> Record:
 
 def install(model: nn.Module, record_: Record, adapter: Adapter) -> Adapter:
     """From here on the model carries the adapter; with the first one it is frozen and watched."""
-    kernel.fill()
     record_.adapters[adapter.name] = adapter
     try:
         if RECORD not in model.__dict__:

@@ -54,6 +54,7 @@ class Wrap:
     def __call__(self, module: nn.Module, args: Any) -> None:
         for config, companions in self.configs:
             if _bare(config) in EXTENDED:
+                offer(_bare(config))  # anew, where the model was unpickled
                 _wrap(config, True)
             elif any(companion.acts() for companion in companions):
                 raise StateError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from trimtab.core import parts
 from trimtab.core.adapter import Record, carries, record
 from trimtab.core.errors import InputError, SiteNotFound, nearest
 from trimtab.core.method import Combine, Composite, Method, Selection
@@ -25,8 +25,7 @@ def choose(
     model: nn.Module, method: Methods | Plan, to: Target | None, train: Sequence[str]
 ) -> list[tuple[Site, Method]]:
     """(site, method) in the model's order; see `attach`."""
-    if not isinstance(method, Method | Sequence | Mapping):
-        importlib.import_module("trimtab.store")  # which tells whose configurations it understands
+    parts.load()
     for attribute, read in _foreign.items():
         if hasattr(method, attribute):
             if to is not None or train:

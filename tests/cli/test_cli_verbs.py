@@ -81,6 +81,17 @@ def test_eval_on_new_data(run: str, reviews: Path, tmp_path: Path, cli: Cli) -> 
     assert result["value"]["n"] == 60
 
 
+def test_columns_of_new_data_are_named(run: str, tmp_path: Path, cli: Cli) -> None:
+    new = tmp_path / "new.csv"
+    new.write_text("ding,dong\nA lovely film,good\n", encoding="utf8")
+    assert "--text-column" in cli("predict", run, "--data", str(new)).err
+    named = ("--data", str(new), "--text-column", "ding")
+    assert json.loads(cli("predict", run, *named).out)["text"] == "A lovely film"
+    result = cli("eval", run, *named, "--label-column", "dong", "--json")
+    assert json.loads(result.out)["value"]["n"] == 1
+    assert "name them with --data" in cli("eval", run, "--text-column", "ding").err
+
+
 def test_predict_from_a_file_and_from_standard_input(
     run: str, tmp_path: Path, cli: Cli, real: Cli
 ) -> None:

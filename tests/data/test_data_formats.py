@@ -134,6 +134,12 @@ class TestStandardInput:
         rows, _ = read(b"Good, really.\nNot so good\n", text_only)
         assert rows["text"][:] == ["Good, really.", "Not so good"]
 
+    @pytest.mark.parametrize(
+        "data", [b"text, that is what it is\nA dull film, sadly\n", b"dull, slow\nfine, warm\n"]
+    )
+    def test_commas_of_prose_make_no_table(self, data, read, text_only):
+        assert read(data, text_only)[0]["text"][:] == data.decode().splitlines()
+
     def test_a_header_alone_decides(self, read, text_only):
         assert read(b"Review\nGood\n", text_only)[0]["text"][:] == ["Good"]
 

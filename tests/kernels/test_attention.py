@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +75,52 @@ def test_it_is_attention(
             [*once, *twice(y, given)], [*wanted, *twice(expected, given)], strict=True
         ):
             torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("made_of", ["k is v", "v of k", "k of q"])
+def test_inputs_that_depend_on_one_another(made_of: str) -> None:
+    q, k, _ = made(H)
+
+    def both(one: Callable[..., Tensor]) -> list[Tensor]:
+        a = torch.sin(q) if made_of == "k of q" else k
+        b = torch.tanh(a) if made_of == "v of k" else a
+        return twice(one(q, a, b), [q] if made_of == "k of q" else [q, k])
+
+    own = both(lambda q, k, v: Blockwise.apply(q, k, v, None, True, 0.3))
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        wanted = both(
+            lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)
+        )
+    for one, other in zip(own, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("mask", "batch"),
+    [
+        (PADDED[:, :, :, :T].clone(), B),  # for every query
+        (CAUSAL, B),  # for every example
+        (torch.zeros(B, 1, T, T), B),  # of numbers
+        (None, 1),  # one query for all examples
+    ],
+)
+def test_what_it_does_not_state_goes_to_torch(
+    mask: Tensor | None, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_BLOCK", 16)
+    q, k, v = made(H)
+    module = nn.Module()
+    module.is_causal = False
+    found, _ = attention.attend(module, q[:batch], k, v, mask, scaling=0.3)
+    expected = scaled_dot_product_attention(q[:batch], k, v, mask, scale=0.3)
+    torch.testing.assert_close(found.transpose(1, 2), expected)
+
+
+def test_what_nobody_would_heed_is_refused() -> None:
+    """Sparse attentions hand over which keys count, others a sink: no general function knows."""
+    q, k, v = made(H)
+    with pytest.raises(InputError, match="hands its attention 'indices'"):
+        attention.attend(nn.Module(), q, k, v, None, indices=torch.zeros(1), position_ids=None)
 
 
 def test_more_keys_than_queries() -> None:
@@ -206,6 +255,24 @@ def test_it_generates_the_same(calls: list[Any]) -> None:
     trimtab.kernels.blockwise(model)
     assert torch.equal(model.generate(**ids, **options), expected)
     assert calls
+
+
+def test_it_is_there_in_another_process(tmp_path: Path) -> None:
+    """With the kernels, for a model that was pickled whole."""
+    torch.manual_seed(0)
+    model, given = llama()
+    for parameter in trimtab.attach(model, trimtab.LoRA(rank=2)).parameters():
+        nn.init.normal_(parameter, std=0.1)
+    trimtab.kernels.blockwise(model)
+    torch.save([model.eval(), given, model(**given).loss.detach()], tmp_path / "whole")
+    code = (
+        "import sys, torch\n"
+        "model, given, loss = torch.load(sys.argv[1], weights_only=False)\n"
+        "torch.testing.assert_close(model(**given).loss, loss)\n"
+        "from trimtab.core import kernel\n"
+        "assert kernel._kernels and kernel._losses\n"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "whole"], check=True, timeout=120)
 
 
 def test_what_has_no_such_attention_is_refused() -> None:

@@ -18,7 +18,7 @@ from trimtab.core.errors import TrimtabError
 
 app = typer.Typer(
     name="trimtab",
-    help="Parameter-efficient fine-tuning of any PyTorch model, proven against full fine-tuning.",
+    help="Parameter-efficient fine-tuning of any PyTorch model, its gain measured.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -77,7 +77,7 @@ def _show(chosen: list[str], jobs: int | None, json_: bool) -> None:
     probed = [name for name in wanted if name in methods()]
     jobs = jobs or max(1, min(_MOST_JOBS, os.cpu_count() or 1, len(probed) // _WORTH_A_JOB))
     told = Phases(quiet=not probed or (json_ and not sys.stderr.isatty()))
-    found = dict(told.track(rows(probed, jobs), f"probing {_counted(probed)}", len(probed)))
+    found = dict(told.track(rows(probed, jobs), _probing(probed), len(probed)))
     found |= {name: row for name, row in recipes().items() if name in wanted}
     if json_:
         print(json.dumps(found))
@@ -87,8 +87,10 @@ def _show(chosen: list[str], jobs: int | None, json_: bool) -> None:
         _table(found)
 
 
-def _counted(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= 3 else f"{len(names)} methods"
+def _probing(names: list[str]) -> str:
+    if len(names) <= 3:
+        return f"probing {', '.join(names)}"
+    return f"probing {len(names)} methods, about a second each"
 
 
 def _details(found: dict[str, dict[str, Any]]) -> None:

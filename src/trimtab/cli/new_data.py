@@ -32,6 +32,10 @@ def evaluate(
     split: Annotated[
         Literal["train", "validation", "test"], Option(help="Of the run's own data.")
     ] = "test",
+    text_column: Annotated[str | None, Option(help="The column with the text, in --data.")] = None,
+    label_column: Annotated[
+        str | None, Option(help="The column with the label, in --data.")
+    ] = None,
     skip_bad_rows: Annotated[
         bool, Option("--skip-bad-rows", help="Go on without broken rows.")
     ] = False,
@@ -39,7 +43,8 @@ def evaluate(
 ) -> None:
     from trimtab.evaluate.run import evaluate as call
 
-    result = call(run, data, split, skip_bad_rows=skip_bad_rows, quiet=json_)
+    columns = _named(text=text_column, label=label_column)
+    result = call(run, data, split, columns=columns, skip_bad_rows=skip_bad_rows, quiet=json_)
     if json_:
         print(json.dumps(result))
         return
@@ -59,7 +64,11 @@ def evaluate(
 
 def predict(
     run: Annotated[str, typer.Argument(help="The run's folder.")],
-    data: Annotated[str, Option(help="A file with a text column, or - for standard input.")] = "-",
+    data: Annotated[
+        str,
+        Option(help="A file with a text column, or - for standard input: such a file, or lines."),
+    ] = "-",
+    text_column: Annotated[str | None, Option(help="The column with the text.")] = None,
     skip_bad_rows: Annotated[
         bool, Option("--skip-bad-rows", help="Go on without broken rows.")
     ] = False,
@@ -67,9 +76,13 @@ def predict(
 ) -> None:
     from trimtab.evaluate.run import predict as call
 
-    rows = call(run, data, skip_bad_rows=skip_bad_rows)
+    rows = call(run, data, columns=_named(text=text_column), skip_bad_rows=skip_bad_rows)
     if json_:
         print(json.dumps(rows, ensure_ascii=False))
         return
     for row in rows:
         sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _named(**columns: str | None) -> dict[str, str]:
+    return {name: column for name, column in columns.items() if column is not None}

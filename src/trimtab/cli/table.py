@@ -90,7 +90,7 @@ def print_result(metrics: dict[str, Any], out: Path, console: Console | None = N
         bounds = f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"
         verdict = "" if gain["low"] > 0 or gain["high"] < 0 else ": no difference shown"
         say(console, f"against {BASELINES[row]}: {gain['value']:+.3f} {bounds}, paired{verdict}")
-    if metrics["probe_seconds"]:
+    if metrics.get("probe_seconds"):
         say(
             console,
             f"its seconds hold {metrics['probe_seconds']:.1f} of training the head alone, "
@@ -112,7 +112,7 @@ def _rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
     cells = _cost(
         metrics["trainable"],
         metrics["total"],
-        metrics["train_seconds"] + metrics["probe_seconds"],
+        metrics["train_seconds"] + metrics.get("probe_seconds", 0.0),
         metrics["adapter_bytes"],
     )
     return [*rows, (metrics["method"], _interval(metrics["test"]), *cells)]

@@ -34,8 +34,8 @@ def tune(
         str | None, Option(help="CSV, TSV, JSONL, Parquet, a folder of splits, or a hub name.")
     ] = None,
     out: Annotated[str | None, Option(help="The run's folder.")] = None,
-    task: Annotated[str | None, Option(help="The task, by the hub's name.")] = None,
-    method: Annotated[str | None, Option(help="A method: see trimtab methods.")] = None,
+    task: Annotated[str | None, Option(help="text-classification, so far the one task.")] = None,
+    method: Annotated[str | None, Option(help="A method: see trimtab methods; lora.")] = None,
     target: Annotated[
         str | None, Option(help="Sites: a role, glob, re:…, or names, comma-separated.")
     ] = None,
@@ -62,23 +62,31 @@ def tune(
     lr: Annotated[
         float | None, Option(help="Learning rate; the method's own, if left out.")
     ] = None,
-    epochs: Annotated[float | None, Option(help="Passes over the training data.")] = None,
+    epochs: Annotated[float | None, Option(help="Passes over the training data; 3.")] = None,
     max_steps: Annotated[int | None, Option(help="Optimizer steps, in place of epochs.")] = None,
-    batch_size: Annotated[int | None, Option(help="Examples in a batch.")] = None,
+    batch_size: Annotated[int | None, Option(help="Examples in a batch; 32.")] = None,
     gradient_accumulation: Annotated[
-        int | None, Option(help="Batches in an optimizer step.")
+        int | None, Option(help="Batches in an optimizer step; 1.")
     ] = None,
-    max_length: Annotated[int | None, Option(help="Tokens of a text at most.")] = None,
-    weight_decay: Annotated[float | None, Option(help="AdamW's weight decay.")] = None,
-    schedule: Annotated[str | None, Option(help="linear, cosine, constant.")] = None,
-    warmup: Annotated[float | None, Option(help="Share of the steps that warm up.")] = None,
+    max_length: Annotated[
+        int | None, Option(help="Tokens of a text at most; from the training data.")
+    ] = None,
+    weight_decay: Annotated[float | None, Option(help="AdamW's weight decay; 0.")] = None,
+    schedule: Annotated[
+        str | None, Option(help="linear, cosine, constant, constant_with_warmup; linear.")
+    ] = None,
+    warmup: Annotated[float | None, Option(help="Share of the steps that warm up; 0.06.")] = None,
     patience: Annotated[
-        int | None, Option(help="Stop after so many evaluations without a better one.")
+        int | None, Option(help="Stop after so many evaluations without a better one; 3.")
     ] = None,
     eval_every: Annotated[int | None, Option(help="Steps between evaluations; an epoch.")] = None,
-    save_every: Annotated[int | None, Option(help="Steps between checkpoints.")] = None,
+    save_every: Annotated[
+        int | None, Option(help="Steps between checkpoints; a tenth of the run.")
+    ] = None,
     dtype: Annotated[str | None, Option(help="auto (by measurement), bfloat16 or float32.")] = None,
-    attention: Annotated[str | None, Option(help="auto (by measurement), eager, sdpa, …")] = None,
+    attention: Annotated[
+        str | None, Option(help="auto (by measurement), eager, sdpa, blockwise, …")
+    ] = None,
     replicas: Annotated[
         int | None,
         Option(help="Parts of a batch side by side, a core each; by measurement if left out."),
@@ -100,7 +108,7 @@ def tune(
     gradient_checkpointing: Annotated[
         bool | None, Option("--gradient-checkpointing", help="Less memory for more time.")
     ] = None,
-    seed: Annotated[int | None, Option(help="Everything random follows from it.")] = None,
+    seed: Annotated[int | None, Option(help="Everything random follows from it; 0.")] = None,
     report_to: Annotated[str | None, Option(help="Trackers: tensorboard, mlflow, wandb, …")] = None,
     text_column: Annotated[str | None, Option(help="The column with the text.")] = None,
     label_column: Annotated[str | None, Option(help="The column with the label.")] = None,
@@ -146,8 +154,6 @@ def _resume(values: dict[str, Any], where: str, json_: bool) -> None:
                 f"which has {there}: leave it out, or begin a new run"
             )
     saved.out = asked.out
-    if not json_ and Run(Path(saved.out)).over:
-        print(f"the run in {saved.out} has come to its end: there is nothing left to do")
     _run(saved, resume=True, json_=json_)
 
 
@@ -166,12 +172,16 @@ def _assignment(text: str, key: str) -> tuple[str, Any]:
 
 
 def _run(config: Any, *, resume: bool, json_: bool) -> None:
+    from trimtab.tune.folder import Run
     from trimtab.tune.run import tune as run
 
+    over = resume and Run(Path(config.out)).over
     metrics = run(config, resume=resume, quiet=json_)
     if json_:
         print(json.dumps(metrics))
     else:
+        if over:
+            print(f"the run in {config.out} has come to its end: there is nothing left to do")
         from trimtab.cli.table import print_result
 
         print_result(metrics, Path(config.out))

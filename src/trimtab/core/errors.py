@@ -33,8 +33,9 @@ class StateError(TrimtabError, RuntimeError):
 def nearest(word: str, known: Iterable[object], n: int = 3) -> str:
     """The known names closest to `word`, quoted, for the end of an error message."""
     names = list(dict.fromkeys(str(k) for k in known))
-    close = difflib.get_close_matches(str(word), names, n=n, cutoff=0.5)
+    same = [name for name in names if name.lower() == str(word).lower()]
+    close = [*same, *difflib.get_close_matches(str(word), names, n=n, cutoff=0.5)]
     if close:
-        return "nearest: " + ", ".join(repr(name) for name in close)
+        return "nearest: " + ", ".join(repr(name) for name in dict.fromkeys(close[:n]))
     shown = ", ".join(repr(name) for name in names[:12]) + (", …" if len(names) > 12 else "")
     return f"known: {shown or 'none'}"

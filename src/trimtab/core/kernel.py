@@ -1,13 +1,11 @@
 """Where fused implementations of laws are found. A kernel accelerates a law; it never defines it.
 
-`trimtab.kernels` fills this table when the first adapter is put on a model. `disabled()` and
-`TRIMTAB_KERNELS=off` fall back to the laws.
+`trimtab.kernels` fills this table; `disabled()` and `TRIMTAB_KERNELS=off` fall back to the laws.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from trimtab.core import parts
 
 if TYPE_CHECKING:
     from trimtab.core.delta import Delta
@@ -56,33 +56,33 @@ _losses: list[Loss] = []
 _enabled = os.environ.get("TRIMTAB_KERNELS", "on").lower() not in {"off", "0", "false"}
 
 
-def fill() -> None:
-    """Load the implementations that there are, which register themselves."""
-    importlib.import_module("trimtab.kernels")
-
-
 def register(method: type[Method], kernel: Kernel) -> None:
     """Offer a kernel for this method, not for its subclasses: they may state another law. Those
     registered last are asked first."""
+    parts.load()
     _kernels.setdefault(method, []).insert(0, kernel)
 
 
 def register_for_all(kernel: Kernel) -> None:
     """Offer a kernel that follows from any method's law: where it applies it says itself."""
+    parts.load()
     _general.append(kernel)
 
 
 def register_router(method: type[Method], router: Router) -> None:
     """Offer it for adapters of this very method."""
+    parts.load()
     _routers[method] = router
 
 
 def register_loss(loss: Loss) -> None:
     """Offer it; the one registered last is asked."""
+    parts.load()
     _losses.append(loss)
 
 
 def find_loss() -> Loss | None:
+    parts.load()
     return _losses[-1] if _enabled and _losses else None
 
 
@@ -91,6 +91,7 @@ def find_router(
 ) -> tuple[Grouped, Sequence[Delta | None]] | None:
     """For the deltas of several adapters at a site: what computes them together, if anything does,
     and what it takes."""
+    parts.load()
     deltas = [next(iter(stack.values()), None) for stack in stacks]
     methods = {type(delta.method) for delta in deltas if delta is not None}
     if not _enabled or len(methods) != 1 or any(len(stack) > 1 for stack in stacks):
@@ -101,6 +102,7 @@ def find_router(
 
 def find(delta: Delta, x: Tensor, inner: Operator) -> Run | None:
     """The first kernel that applies here, or None: then the law itself is evaluated."""
+    parts.load()
     if _enabled:
         for kernel in (*_kernels.get(type(delta.method), ()), *_general):
             if kernel.applies(delta, x, inner):

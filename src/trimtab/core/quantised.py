@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from trimtab.core import parts
 from trimtab.core.errors import InputError
 
 
@@ -44,11 +45,13 @@ _libraries: dict[str, Library] = {}
 
 def register(library: Library) -> None:
     """Offer a library's own way of reading its modules; of one name the last counts."""
+    parts.load()
     _libraries[library.name] = library
 
 
 def library(module: nn.Module) -> Library | None:
     """The one that knows the module."""
+    parts.load()
     return next((one for one in _libraries.values() if one.knows(module)), None)
 
 

@@ -1,5 +1,6 @@
-"""The methods by name. A class that states its `name` is registered by being imported: here all
-that the package `trimtab.methods` holds, and all that others offer, once a name is looked up."""
+"""The methods by name. A class that states its `name` is registered by being imported: all that the
+package `trimtab.methods` holds, and all that others offer, once a name is looked up.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +9,26 @@ import functools
 import importlib.metadata
 import inspect
 import math
-import pkgutil
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from trimtab.core import parts
 from trimtab.core.errors import InputError, nearest
 from trimtab.core.spelling import unknown
 
 if TYPE_CHECKING:
     from trimtab.core.method import Method
 
-GROUP = "trimtab.methods"
-"""Where our own methods lie, a module each; and the group of entry points under which another
-package offers its own: name = "module:Class"."""
+GROUP = parts.METHODS
+"""Another package offers its methods under this group of entry points: name = "module:Class"."""
 
 _methods: dict[str, type[Method]] = {}
 
 
 def register(cls: type[Method]) -> None:
+    if not cls.__module__.startswith(f"{parts.METHODS}."):
+        parts.load()  # whatever was imported first, a name that is ours is taken
     known = _methods.get(cls.name)
     if known is not None and known.__qualname__ != cls.__qualname__:
         raise InputError(f"the method name {cls.name!r} is taken by {known.__qualname__}")
@@ -50,10 +52,9 @@ def lookup(name: str) -> type[Method]:
 
 @functools.cache
 def _discover() -> None:
-    """Load our own, then what installed packages offer, once; one of those that is broken is named,
-    and left out."""
-    for own in pkgutil.iter_modules(importlib.import_module(GROUP).__path__, f"{GROUP}."):
-        importlib.import_module(own.name)
+    """Load our own, and what installed packages offer; one of those that is broken is named, and
+    left out."""
+    parts.load()
     for entry in importlib.metadata.entry_points(group=GROUP):
         try:
             cls = entry.load()

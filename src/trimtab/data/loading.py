@@ -105,6 +105,9 @@ def _is_plain(data: bytes, columns: Sequence[Column]) -> bool:
     required = [column for column in columns if column.required]
     if len(required) != 1 or required[0].kind != "text" or not decode(data).strip():
         return False
+    first = decode(data).lstrip().splitlines()[0].split(",")
+    if any(field != field.strip() for field in first):
+        return True  # commas of prose: nobody pads the names of columns
     table = read_csv(data, STANDARD_INPUT)
     if any(is_named_in(table.header, column) for column in columns):
         return False

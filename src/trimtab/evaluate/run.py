@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def evaluate(
     data: str | None,
     split: str,
     *,
+    columns: Mapping[str, str] | None = None,
     skip_bad_rows: bool = False,
     quiet: bool = True,
 ) -> dict[str, Any]:
@@ -46,14 +48,14 @@ def evaluate(
     adapter.
 
     Without `data` the run's own data is read again, and the reported metrics come out again
-    exactly.
+    exactly. `columns` says which are the text and the label there, where the run does not.
     """
     from trimtab import activate
 
     phases = Phases(quiet)
     session = open_run(folder, phases)
     with phases.doing(f"reading {data or session.config.data}"):
-        rows = _rows(session, data, split, skip_bad_rows)
+        rows = _rows(session, data, split, columns or {}, skip_bad_rows)
         encoded = session.encode(rows)
     adapted = session.scores(session.logits(encoded, "evaluating adapted"), rows)
     activate(session.model, None)
@@ -71,14 +73,23 @@ def evaluate(
     }
 
 
-def _rows(session: Session, data: str | None, split: str, skip_bad_rows: bool) -> Any:
+def _rows(
+    session: Session,
+    data: str | None,
+    split: str,
+    columns: Mapping[str, str],
+    skip_bad_rows: bool,
+) -> Any:
+    if data is None and columns:
+        raise InputError(
+            "the run's own data has the columns of the run: name them with --data only"
+        )
     if data is None:
         rows = getattr(read_data(session.config), split)
         check_digest(session.config, split, rows)
         return rows
-    rows, notes = read_rows(
-        data, session.task.columns, names=column_names(session.config), skip_bad_rows=skip_bad_rows
-    )
+    names = {**column_names(session.config), **columns}
+    rows, notes = read_rows(data, session.task.columns, names=names, skip_bad_rows=skip_bad_rows)
     session.notes.extend(notes)
     unknown = sorted(set(rows["label"]) - set(session.labels))
     if unknown:
@@ -88,15 +99,19 @@ def _rows(session: Session, data: str | None, split: str, skip_bad_rows: bool) -
     return rows
 
 
-def predict(folder: str, data: str, *, skip_bad_rows: bool = False) -> list[dict[str, Any]]:
+def predict(
+    folder: str,
+    data: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    skip_bad_rows: bool = False,
+) -> list[dict[str, Any]]:
     """For every row of a file (or `-`, standard input): the text, the label, its probability."""
     session = open_run(folder)
-    columns = [column for column in session.task.columns if column.kind == "text"]
+    texts = [column for column in session.task.columns if column.kind == "text"]
+    names = {**column_names(session.config), **(columns or {})}
     rows, notes = read_rows(
-        data,
-        columns,
-        names=_text_only(column_names(session.config), columns),
-        skip_bad_rows=skip_bad_rows,
+        data, texts, names=_text_only(names, texts), skip_bad_rows=skip_bad_rows
     )
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

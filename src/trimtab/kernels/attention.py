@@ -46,13 +46,11 @@ class Blockwise(torch.autograd.Function):
         q, k, v, mask = ctx.saved_tensors
         causal, scale = ctx.facts
         if torch.is_grad_enabled():  # a second derivative is asked for
-            asked = [one for one in (q, k, v) if one.requires_grad]
-            found = iter(
-                torch.autograd.grad(
-                    _all(q, k, v, mask, causal, scale), asked, dy, create_graph=True
-                )
-            )
-            each = (next(found) if one.requires_grad else None for one in (q, k, v))
+            own = [one.view_as(one) for one in (q, k, v)]  # which do not depend on one another
+            asked = [one for one in own if one.requires_grad]
+            y = _all(*own, mask, causal, scale)
+            found = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
+            each = (next(found) if one.requires_grad else None for one in own)
             return (*each, None, None, None)
         dq, dk, dv = torch.empty_like(q), _sums(k), _sums(v)
         for rows, reach, seen in _blocks(q, k, mask, causal):
@@ -89,15 +87,15 @@ def _blocks(q: Tensor, k: Tensor, mask: Mask, causal: bool) -> Iterator[tuple[sl
         rows = slice(first, min(t, first + _BLOCK))
         seen = None if mask is None else mask[:, :, rows]
         if causal:
-            seen = torch.ones(rows.stop - first, s, dtype=torch.bool).tril(first)[None, None]
+            every = torch.ones(rows.stop - first, s, dtype=torch.bool, device=q.device)
+            seen = every.tril(first)[None, None]
         if seen is None:
             yield rows, s, None
             continue
         places = seen.any(0).any(0).any(0).nonzero()
         reach = int(places[-1]) + 1 if len(places) else s
-        low = torch.finfo(q.dtype).min  # and not -∞: a query that may look nowhere is no nan
-        hidden = torch.zeros((), dtype=q.dtype).masked_fill(~seen[..., :reach], low)
-        yield rows, reach, hidden
+        zero, low = q.new_zeros(()), torch.finfo(q.dtype).min  # not -∞: who may not look is no nan
+        yield rows, reach, zero.masked_fill(~seen[..., :reach], low)
 
 
 def _block(q: Tensor, k: Tensor, v: Tensor, hidden: Mask, scale: float) -> Tensor:
@@ -108,6 +106,20 @@ def _block(q: Tensor, k: Tensor, v: Tensor, hidden: Mask, scale: float) -> Tenso
     p = (scores if hidden is None else scores + hidden).softmax(-1)
     y = p.view(b * g, h // g * t, s) @ v.reshape(b * g, s, v.shape[-1])
     return y.view(b, h, t, v.shape[-1])
+
+
+_STATED_ELSEWHERE = ("position_bias", "softcap", "cache")  # by torch's fused attention
+_KNOWN = {
+    *_STATED_ELSEWHERE,
+    *("position_ids", "cache_position", "use_cache", "past_key_values", "logits_to_keep"),
+    *("output_attentions", "output_hidden_states", "return_dict", "num_items_in_batch"),
+    *("sliding_window", "layer_idx"),  # a window is in the mask
+    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),  # so is what is packed
+}
+
+
+def _whole(mask: Tensor, query: Tensor) -> bool:
+    return mask.dtype == torch.bool and mask.ndim == 4 and mask.shape[2] == query.shape[2]
 
 
 def attend(
@@ -121,24 +133,36 @@ def attend(
     is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls an attention function: y as (b, t, h, d)."""
+    """What transformers calls an attention function: y as (b, t, h, d).
+
+    Raises:
+        InputError: the model hands its attention something that no general one heeds.
+    """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    given = {name for name, value in options.items() if value is not None}
+    if odd := sorted(given - _KNOWN):
+        raise InputError(
+            f"{type(module).__name__} hands its attention {odd[0]!r}, which {NAME!r} does not "
+            "know: take another by set_attn_implementation"
+        )
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = attention_mask is None and causal and query.shape[2] > 1
     ours = (
         kernel.enabled()
         and query.device.type == "cpu"
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and kernel.unmodified(query)
         and not dropout
-        and all(options.get(name) is None for name in ("position_bias", "softcap", "cache"))
-        and (attention_mask is None or attention_mask.dtype == torch.bool)
+        and all(options.get(name) is None for name in _STATED_ELSEWHERE)
+        and (attention_mask is None or _whole(attention_mask, query))
+        and query.shape[0] == key.shape[0]
         and not (causal and query.shape[2] != key.shape[2])
     )
     if not ours:
-        given = {"scaling": scaling, "dropout": dropout, "is_causal": is_causal, **options}
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
+        facts = {"scaling": scaling, "dropout": dropout, "is_causal": is_causal, **options}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **facts)
     mask = None if attention_mask is None else attention_mask[..., : key.shape[2]]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     y = Blockwise.apply(query, key.contiguous(), value.contiguous(), mask, causal, scale)
@@ -169,3 +193,21 @@ def blockwise(model: nn.Module) -> None:
             "transformers that supports sdpa"
         )
     model.set_attn_implementation(offer())  # type: ignore[operator]
+    if model.config._attn_implementation != NAME:  # type: ignore[union-attr]
+        raise InputError(f"the attention of {type(model).__name__} cannot be exchanged")
+    model.register_forward_pre_hook(_Offered())
+
+
+class _Offered:
+    """At the root: where the model is unpickled, its attention becomes known again."""
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        pass
+
+    def __reduce__(self) -> Any:
+        return _offered, ()
+
+
+def _offered() -> _Offered:
+    offer()
+    return _Offered()

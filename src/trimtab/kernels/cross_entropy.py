@@ -3,7 +3,8 @@
     L = log Σ_v exp(z_v) - z_y,   z = h Wᵀ + b,   ∂L/∂h = softmax(z) W - w_y
 
 Rows are taken in chunks, with the gradient of the input computed on the way; rows whose label is
-ignored are never multiplied. No gradient of the weights is formed: they are frozen.
+ignored are never multiplied. No gradient of the weights is formed: they are frozen. The input stays
+for a second derivative.
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ class Run:
         config = self.config()
         if not self.adapter.is_dir() or config.labels is None:
             raise InputError(
-                f"the run in {self.path} is not finished: go on with trimtab tune --resume"
+                f"the run in {self.path} is not finished: go on with trimtab tune --resume "
+                f"--out {self.path}"
             )
         return config
 

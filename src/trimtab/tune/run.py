@@ -73,7 +73,9 @@ def tune(config: Config, *, resume: bool = False, quiet: bool = False) -> dict[s
     began = time.perf_counter()
     run, phases = Run(Path(config.out)), Phases(quiet)
     if resume and run.over:
-        _check_data(config := run.config(), read_data(config))
+        config = run.config()
+        if Path(config.data).exists():  # data that has gone is missed by nobody
+            _check_data(config, read_data(config))
         return run.metrics()
     if resume:
         config = run.config()
@@ -165,8 +167,7 @@ def _baselines(work: Work) -> None:
     work.cached = _features(work) if wanted else None
     if work.cached is None:
         why = "the head takes more than one vector a text" if wanted else "--no-head-only"
-        session.notes.append(f"head only was not measured: {why}")
-        _measure(work, "base")
+        session.notes.append(f"head only was not measured ({why}): a new head began at random")
         return
     head = features.head_of(session.model)
     assert head is not None
@@ -239,8 +240,8 @@ def _attach(work: Work) -> Adapter:
         session.model.activation_checkpointing_enable({"use_reentrant": False})
     batch = _middle(work)
     with session.phases.doing("measuring attention"):
-        choose_attention(session, _step(session, adapter, batch))
-    if config.attention != attention:  # the base's figures are those of the one that stays
+        choose_attention(session, batch, _step(session, adapter, batch))
+    if config.attention != attention or "base" not in work.outputs:  # as with what stays
         adapt.activate(session.model, None)
         _measure(work, "base")
         adapt.activate(session.model, adapter.name)

@@ -27,6 +27,7 @@ from trimtab.tune.config import Config
 from trimtab.tune.phases import QUIET, Phases
 
 EVAL_BATCH = 64
+_NEAR = 0.05  # of the logits: what bf16 may do to them
 _LONG = 0.05  # share of truncated texts from which a warning is due
 
 
@@ -143,21 +144,48 @@ def _set_attention(model: Any, config: Config) -> None:
     if config.attention == "auto":
         return
     try:
-        attention.offer()
-        model.set_attn_implementation(config.attention)
+        _take_attention(model, config.attention)
     except (ValueError, ImportError, KeyError) as error:
         raise InputError(f"--attention {config.attention}: {str(error).splitlines()[0]}") from None
 
 
-def choose_attention(session: Session, step: Callable[[], object]) -> None:
+def _take_attention(model: Any, name: str) -> None:
+    if name == attention.NAME:
+        attention.blockwise(model)
+    else:
+        model.set_attn_implementation(name)
+
+
+@torch.no_grad()
+def _agreeing(model: Any, names: Sequence[str], batch: Mapping[str, Tensor]) -> list[str]:
+    """Those under which the model gives what it gives under the first: some models hand their
+    attention what only the function that they were written with heeds."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    found: dict[str, Tensor] = {}
+    training = model.training
+    for name in names:
+        try:
+            _take_attention(model, name)
+            found[name] = model.eval()(**inputs).logits.float()
+        except (InputError, ValueError, RuntimeError):
+            continue
+    model.train(training)
+    first = next(iter(found.values()))
+    return [name for name, one in found.items() if (one - first).norm() <= _NEAR * first.norm()]
+
+
+def choose_attention(
+    session: Session, batch: Mapping[str, Tensor], step: Callable[[], object]
+) -> None:
     """Pin the fastest implementation of attention for this model, batch and machine."""
     if session.config.attention != "auto":
         return
     names = ["eager"]
     if getattr(session.model, "_supports_sdpa", False):
         names += ["sdpa", *([attention.offer()] if hardware.device().type == "cpu" else [])]
+    names = _agreeing(session.model, names, batch)
     chosen, took = hardware.choose_attention(session.model, names, step)
-    session.model.set_attn_implementation(chosen)
+    _take_attention(session.model, chosen)
     session.config.attention = chosen
     session.config.measured = {**session.config.measured, "attention_ms": took}
 
