@@ -6,7 +6,8 @@ The work: 64 prompts of 16 tokens, greedy, with a cache; a Llama of width 768 an
 vocabulary of 32,000 and random weights in bf16. `frozen by hand` is what anyone gets who sets
 `requires_grad` to False: the head's product over one position of every prompt leaves the fast path
 of torch. `frozen` carries a LoRA of rank 8 that is not active; `merged` has it in its weights.
-Medians of alternating rounds, but for `by hand`: one call, after the others. Writes results/generation.json.
+Medians of alternating rounds, but for `by hand`: one call, after the others. Writes
+results/generation.json.
 """
 
 from __future__ import annotations
