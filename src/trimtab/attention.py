@@ -51,10 +51,15 @@ class Wrap:
     def __init__(self, configs: list[tuple[Any, list[Companion]]]) -> None:
         self.configs = configs
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Where the model is unpickled, transformers may not know the function yet."""
+        self.__dict__.update(state)
+        for bare in {_bare(config) for config, _ in self.configs} & {"eager", "sdpa"}:
+            offer(bare)
+
     def __call__(self, module: nn.Module, args: Any) -> None:
         for config, companions in self.configs:
             if _bare(config) in EXTENDED:
-                offer(_bare(config))  # anew, where the model was unpickled
                 _wrap(config, True)
             elif any(companion.acts() for companion in companions):
                 raise StateError(

@@ -257,20 +257,25 @@ def test_it_generates_the_same(calls: list[Any]) -> None:
     assert calls
 
 
-def test_it_is_there_in_another_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [False, True], ids=["sdpa", "blockwise"])
+@pytest.mark.parametrize("method", [trimtab.LoRA(rank=2), trimtab.PrefixTuning(length=3)])
+def test_it_is_there_in_another_process(
+    method: trimtab.core.method.Method, block: bool, tmp_path: Path
+) -> None:
     """With the kernels, for a model that was pickled whole."""
     torch.manual_seed(0)
     model, given = llama()
-    for parameter in trimtab.attach(model, trimtab.LoRA(rank=2)).parameters():
+    for parameter in trimtab.attach(model, method).parameters():
         nn.init.normal_(parameter, std=0.1)
-    trimtab.kernels.blockwise(model)
+    if block:
+        trimtab.kernels.blockwise(model)
     torch.save([model.eval(), given, model(**given).loss.detach()], tmp_path / "whole")
     code = (
         "import sys, torch\n"
         "model, given, loss = torch.load(sys.argv[1], weights_only=False)\n"
         "torch.testing.assert_close(model(**given).loss, loss)\n"
         "from trimtab.core import kernel\n"
-        "assert kernel._kernels and kernel._losses\n"
+        "assert kernel.find_loss() and kernel._kernels\n"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path / "whole"], check=True, timeout=120)
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trimtab import attention as prefixes
 from trimtab.core import kernel
 from trimtab.core.errors import InputError
 
@@ -177,6 +178,7 @@ def offer() -> str:
 
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+    prefixes.offer(NAME)  # the same, with prefixes
     return NAME
 
 
