@@ -31,6 +31,7 @@ class AdaLoRA(Additive):
 
     name = "adalora"
     paper = "arXiv:2303.10512"
+    learning_rate = 9e-3
     hf: ClassVar[Names | None] = ADALORA_NAMES
 
     rank: int = option(12, "r, triplets a site at the start")

@@ -35,6 +35,7 @@ class BOFT(Dropout, Transform):
 
     name = "boft"
     paper = "arXiv:2311.06243"
+    learning_rate = 3e-3
     kinds = frozenset({"linear", "embedding", "conv"})
     hf: ClassVar[Names | None] = BOFT_NAMES
 

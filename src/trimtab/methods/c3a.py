@@ -38,7 +38,7 @@ class C3A(Additive):
 
     name = "c3a"
     paper = "arXiv:2407.19342"
-    learning_rate = 1e-1
+    learning_rate = 0.3
     starts_at_base: ClassVar[str | None] = "the kernels start at random, as the authors' do"
     hf: ClassVar[Names | None] = Names(
         peft_type="C3A",

@@ -34,6 +34,7 @@ class CoDA(Bottleneck):
     name = "coda"
     by_example = True
     paper = "arXiv:2304.04947"
+    learning_rate = 3e-3
     targets = ("block",)
     kinds = frozenset({"block"})
     starts_at_base = "only some of the tokens go through each block"

@@ -31,7 +31,7 @@ class Compacter(Bottleneck):
 
     name = "compacter"
     paper = "arXiv:2106.04647"
-    learning_rate = 3e-3
+    learning_rate = 9e-3
 
     width: int = 24
     activation: str = "gelu"

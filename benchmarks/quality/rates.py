@@ -1,0 +1,50 @@
+"""Which learning rate a method should have of its own: what the searches on two data sets say.
+
+Of the rates that were tried on both, those count whose mean of the two validation metrics comes
+within one point of the highest: the method's own if it is one of them, else the smallest, since
+short searches favour high rates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from runs import RESULTS
+
+from trimtab.core.registry import methods
+
+WORKS = ("rotten_tomatoes", "banking77")
+NEAR = 0.01
+Found = dict[float, float]
+
+
+def searched(work: str, method: str) -> Found:
+    """Learning rate -> validation metric of the short runs, at the default size if there are any,
+    else at the largest that was tried."""
+    sizes: dict[str, Found] = {}
+    for path in sorted((RESULTS / work).glob(f"{method}*/search-*.json")):
+        run = json.loads(path.read_text(encoding="utf8"))
+        if run["row"].split()[0] == method and "validation" in run:
+            sizes.setdefault(run["row"], {})[float(f"{run['lr']:.2g}")] = run["validation"]
+    return sizes.get(method) or next(iter(sizes.values()), {})
+
+
+def of_both(found: list[Found], own: float) -> float | None:
+    """The rate that serves both, if any was tried on both."""
+    common = set.intersection(*(set(one) for one in found))
+    means = {lr: sum(one[lr] for one in found) / len(found) for lr in common}
+    near = [lr for lr, mean in means.items() if mean >= max(means.values()) - NEAR]
+    return own if own in near else min(near, default=None)
+
+
+def lines() -> Iterator[str]:
+    """A table: the rate that a method has, the best of each search, the one for both."""
+    yield f"| method | its own | {' | '.join(f'best on {work}' for work in WORKS)} | for both |"
+    yield "|---|---|---|---|---|"
+    for name, method in methods().items():
+        found = [searched(work, name) for work in WORKS]
+        best = [f"{max(one, key=lambda lr: one[lr]):.2g}" if one else "–" for one in found]
+        both = of_both(found, method.learning_rate)
+        cells = (f"`{name}`", f"{method.learning_rate:.2g}", *best, f"{both:.2g}" if both else "–")
+        yield f"| {' | '.join(cells)} |"
