@@ -143,7 +143,7 @@ def page() -> str:
 
 RATES = (
     "A method's own rate, used where none is given, serves both data sets, where both were",
-    "searched: its mean validation accuracy after 100 steps is within one point of the best rate's.",
+    "searched: its mean validation accuracy after 100 steps is within a point of the best rate's.",
     "A dash: not searched there yet.",
 )
 HEAD = ("method", "trained", "share", "lr", "seeds", "test, 95 %", "against full, 95 %", "")

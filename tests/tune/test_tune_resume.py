@@ -135,6 +135,27 @@ def interrupted(finished: Finished, out: Path) -> Path:
     return out
 
 
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_it_tells_where_it_goes_on(
+    checkpoints: bool,
+    finished: Finished,
+    settings: Settings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = interrupted(finished, tmp_path / "run")
+    *_, before, last = sorted(int(c.name[11:]) for c in out.glob("checkpoints/checkpoint-*"))
+    shutil.rmtree(out / "checkpoints" / f"checkpoint-{last}")
+    if not checkpoints:
+        shutil.rmtree(out / "checkpoints")
+        (out / "log.jsonl").unlink()
+    tune(settings(out), resume=True)
+    told = (
+        f"going on from step {before}" if checkpoints else "no checkpoint yet: from the beginning"
+    )
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("damage", ["marker", "tensors"])
 def test_a_half_written_checkpoint_does_not_count(
     damage: str, finished: Finished, settings: Settings, tmp_path: Path

@@ -32,6 +32,11 @@ class Phases:
             self.console.print(f"{what} …", markup=False)
             yield
 
+    def say(self, what: str) -> None:
+        """A line that stays."""
+        if not self.quiet:
+            self.console.print(what, markup=False)
+
     def track(self, items: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:
         """A phase of a step an item; `total` says how many, where the items do not."""
         if self.quiet or not self.console.is_terminal:

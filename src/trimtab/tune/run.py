@@ -80,6 +80,8 @@ def tune(config: Config, *, resume: bool = False, quiet: bool = False) -> dict[s
     if resume:
         config = run.config()
         config.out = str(run.path)  # the folder may have been moved
+        if not any(run.checkpoints.glob("checkpoint-*")):
+            phases.say("there is no checkpoint yet: from the beginning")
     else:
         run.create(config)
     try:

@@ -45,6 +45,8 @@ def train(
     if tokens is not None:
         trainer.restore(adapter, trainer.best_folder(run.checkpoints))
         return memory, tokens
+    if checkpoint is not None:
+        session.phases.say(f"going on from step {checkpoint.name.rpartition('-')[2]}")
     model, data, collate = _material(session, encoded, cached)
     bar = progress.Bar(session.task.metric, quiet)
     best = trainer.Best(
