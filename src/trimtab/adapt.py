@@ -129,7 +129,8 @@ def admit(model: nn.Module, name: str) -> Record:
         raise InputError(f"an adapter's name has letters, digits, '_' and '-' only, not {name!r}")
     if name in record_.adapters:
         raise InputError(
-            f"the model already carries an adapter {name!r}: detach it, or choose another"
+            f"the model already carries an adapter {name!r}: detach it, or attach under another "
+            "name, name=…"
         )
     if record_.switch.merged:
         raise StateError("the model is merged: unmerge it before attaching another adapter")

@@ -41,10 +41,14 @@ def read_source(source: str) -> dict[str, Table]:
 
 
 def missing(path: Path) -> str:
-    """The message for a path that leads nowhere: what lies beside it."""
+    """The message for a path that leads nowhere: what lies beside it that could be read."""
     if not path.parent.is_dir():
         return f"{str(path)!r} does not exist, nor does the folder {str(path.parent)!r}"
-    beside = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith("."))
+    beside = sorted(
+        one.name
+        for one in path.parent.iterdir()
+        if one.suffix.lower() in READERS or (one.is_dir() and not one.name.startswith("."))
+    )
     return f"{str(path)!r}: no file or folder of this name; {nearest(path.name, beside)}"
 
 
