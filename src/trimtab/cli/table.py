@@ -91,10 +91,9 @@ def print_result(metrics: dict[str, Any], out: Path, console: Console | None = N
         verdict = "" if gain["low"] > 0 or gain["high"] < 0 else ": no difference shown"
         say(console, f"against {BASELINES[row]}: {gain['value']:+.3f} {bounds}, paired{verdict}")
     if metrics.get("probe_seconds"):
+        spent = f"{metrics['probe_seconds']:.1f} of its seconds"
         say(
-            console,
-            f"its seconds hold {metrics['probe_seconds']:.1f} of training the head alone, "
-            "where its own begins",
+            console, f"{metrics['method']}: {spent} went into the head alone, where its head begins"
         )
     for note in metrics["notes"]:
         say(console, f"note: {note}")

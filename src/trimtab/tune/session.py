@@ -257,7 +257,6 @@ def note_truncation(session: Session, split: str, encoded: Encoded) -> None:
     if encoded.truncated:
         share = encoded.truncated / len(encoded.examples)
         warning = "; a higher --max-length would keep them whole" if share > _LONG else ""
-        session.notes.append(
-            f"{split}: {encoded.truncated} texts ({share:.1%}) are longer than "
-            f"{session.config.max_length} tokens and were cut{warning}"
-        )
+        count, limit = encoded.truncated, session.config.max_length
+        which = f"1 text ({share:.1%}) is" if count == 1 else f"{count:,} texts ({share:.1%}) are"
+        session.notes.append(f"{split}: {which} longer than {limit} tokens and cut{warning}")
