@@ -36,7 +36,7 @@ class GatedLoRA(LowRank, Intervention):
     paper = "arXiv:2110.07577"
     targets = ("query", "value")
     by_example = True
-    learning_rate = 5e-4
+    learning_rate = 4.5e-3
 
     def init(self, site: Site) -> dict[str, Param]:
         return {**LowRank.init(self, site), **gate.start(site.in_features)}
@@ -85,7 +85,7 @@ class GatedAdapter(Bottleneck):
     paper = "arXiv:2110.07577"
     targets = ("mlp-output",)
     by_example = True
-    learning_rate = 5e-4
+    learning_rate = 1.5e-3
 
     width: int = 48
 

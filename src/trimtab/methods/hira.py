@@ -38,7 +38,7 @@ class HiRA(InputDropout, Transform):
     name = "hira"
     paper = "openreview:TwJrTz9cRS"
     kinds = frozenset({"linear", "embedding", "conv"})
-    learning_rate = 2e-3
+    learning_rate = 6e-3
     dense = True
     hf: ClassVar[Names | None] = Names(
         peft_type="HIRA",

@@ -33,7 +33,7 @@ class IA3(Transform):
     paper = "arXiv:2205.05638"
     targets = ("key", "value", "down")
     kinds = frozenset({"linear", "embedding", "conv"})
-    learning_rate = 5e-3
+    learning_rate = 1.5e-2
     hf: ClassVar[Names | None] = Names(
         "IA3", tensors={"l": "ia3_l"}, fields={}, oriented="l", transposed=True, patterns=()
     )
