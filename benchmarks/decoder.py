@@ -20,8 +20,6 @@ import json
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -30,14 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import floor
+from speed import CONTESTANTS, NAMES, output
 
 RESULT = Path(__file__).parent / "results" / "decoder.json"
-CONTESTANTS = ("trimtab", "peer_b", "peer_a")
-NAMES = {
-    "trimtab": "Trimtab",
-    "peer_a": "A: HF PEFT as its guides show it",
-    "peer_b": "B: HF PEFT, tuned",
-}
 RANK, WARM = 8, 2
 
 
@@ -93,11 +86,8 @@ def operations(work: Work) -> int:
 
 
 def turn(contestant: str, work: str, steps: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--contestant", contestant, "--work", work]
-    done = subprocess.run([*command, "--steps", str(steps)], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{contestant} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    command = [__file__, "--contestant", contestant, "--work", work, "--steps", str(steps)]
+    return json.loads(output(command).splitlines()[-1])
 
 
 def conclude(work: Work, turns: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
@@ -141,7 +131,7 @@ def contest(contestant: str, work: Work, steps: int) -> dict[str, float]:
     transformers.logging.set_verbosity_error()
     transformers.set_seed(0)
     before = resident()
-    model = {"trimtab": ours, "peer_a": peer_a, "peer_b": peer_b}[contestant](work)
+    model = ours() if contestant == "trimtab" else peer(work, tuned=contestant == "peer_b")
 
     class Tokens(Dataset[dict[str, torch.Tensor]]):
         rows = torch.randint(5, 32_000, (work.batch * (steps + WARM), work.tokens))
@@ -203,7 +193,7 @@ def llama(dtype: Any, attention: str = "sdpa") -> Any:
     return LlamaForCausalLM(config).to(dtype)
 
 
-def ours(work: Work) -> Any:
+def ours() -> Any:
     import torch
 
     import trimtab
@@ -214,23 +204,16 @@ def ours(work: Work) -> Any:
     return model
 
 
-def peer_a(work: Work) -> Any:
+def peer(work: Work, *, tuned: bool) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.05, target_modules="all-linear")
-    model = get_peft_model(llama(torch.float32), config)
-    if work.checkpointing:
-        model.enable_input_require_grads()
-    return model
-
-
-def peer_b(work: Work) -> Any:
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules="all-linear")
-    model = get_peft_model(llama(torch.bfloat16), config, autocast_adapter_dtype=False)
+    dropout = 0.0 if tuned else 0.05
+    config = LoraConfig(
+        r=RANK, lora_alpha=2 * RANK, lora_dropout=dropout, target_modules="all-linear"
+    )
+    base = llama(torch.bfloat16 if tuned else torch.float32)
+    model = get_peft_model(base, config, autocast_adapter_dtype=not tuned)
     if work.checkpointing:
         model.enable_input_require_grads()
     return model

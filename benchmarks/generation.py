@@ -16,16 +16,15 @@ import argparse
 import copy
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import record
 import torch
 from decoder import RANK, llama
 
 import trimtab
 from trimtab.tune import hardware
 
-RESULT = Path(__file__).parent / "results" / "generation.json"
 PROMPTS, LENGTH = 64, 16
 
 
@@ -69,11 +68,9 @@ def main() -> None:
         "work": f"{PROMPTS} prompts of {LENGTH} tokens, {options.tokens} more",
         "ms_a_token": token,
         "against_base": {name: round(ms / token["base"], 3) for name, ms in token.items()},
-        "hardware": hardware.facts(),
-        "versions": hardware.versions(),
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
-    print(json.dumps({key: result[key] for key in ("ms_a_token", "against_base")}))
+    record.write("generation", result)
+    print(json.dumps(result))
 
 
 def adapted(base: Any) -> Any:

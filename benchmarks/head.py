@@ -17,9 +17,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
+import record
 from speed import HERE, output
 
-RESULT = HERE / "results" / "head.json"
 MORE = 10
 WORK = "--model minilm --method head --batch-size 32 --max-length 128 --json"
 
@@ -40,9 +40,6 @@ def main() -> None:
             found = output([*script, "--method", "head", "--seed", str(seed), *tuned])
             turns[-1][peer] = json.loads(found.splitlines()[-1])["seconds"]
         print(turns[-1], flush=True)
-
-    from trimtab.tune import hardware
-
     median = {one: statistics.median(turn[one] for turn in turns) for one in turns[0]}
     result = {
         "work": "MiniLM-L6, the head alone, an epoch after the first",
@@ -51,10 +48,8 @@ def main() -> None:
         "ratios": {
             peer: round(median[peer] / median["trimtab"], 1) for peer in ("peer_a", "peer_b")
         },
-        "hardware": hardware.facts(),
-        "versions": hardware.versions(),
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
+    record.write("head", result)
     print(result["ratios"])
 
 

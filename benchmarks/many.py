@@ -18,18 +18,16 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from record import write
 from torch import nn
 
 import trimtab
 from trimtab.core.adapter import record
 from trimtab.core.compose import Composition
-from trimtab.tune import hardware
 
-RESULT = Path(__file__).parent / "results" / "many.json"
 EXAMPLES, TOKENS, RANK, VOCABULARY = 64, 32, 8, 1000
 
 
@@ -55,9 +53,8 @@ def main() -> None:
     result["seconds_to_register_all"] = seconds + register(ours, more)
     result["against_base_with_all_registered"] = compare(base, ours, None, options)
     result["switching_ms"] = switching(ours, options.registered)
-    result |= {"hardware": hardware.facts(), "versions": hardware.versions()}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
-    print(json.dumps({k: v for k, v in result.items() if k not in ("hardware", "versions")}))
+    write("many", result)
+    print(json.dumps(result))
 
 
 def llama(layers: int) -> nn.Module:

@@ -15,9 +15,9 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-RESULT = Path(__file__).parent / "results" / "start.json"
+import record
+
 IMPORT = (
     "import time, torch; t = time.perf_counter(); import trimtab; print(time.perf_counter() - t)"
 )
@@ -42,12 +42,8 @@ def main() -> None:
         began = time.perf_counter()
         output("-m", "trimtab", "--help")
         turns["trimtab --help"].append(time.perf_counter() - began)
-
-    from trimtab.tune import hardware
-
     seconds = {name: round(statistics.median(times), 4) for name, times in turns.items()}
-    result = {"seconds": seconds, "hardware": hardware.facts(), "versions": hardware.versions()}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
+    record.write("start", {"seconds": seconds})
     print(json.dumps(seconds))
 
 

@@ -19,15 +19,20 @@ NEAR = 0.01
 Found = dict[float, float]
 
 
-def searched(work: str, method: str) -> Found:
-    """Learning rate -> validation metric of the short runs, at the default size if there are any,
-    else at the largest that was tried."""
-    sizes: dict[str, Found] = {}
-    for path in sorted((RESULTS / work).glob(f"{method}*/search-*.json")):
+def searched(work: str) -> dict[str, Found]:
+    """Row -> learning rate -> validation metric of its short runs."""
+    rows: dict[str, Found] = {}
+    for path in sorted((RESULTS / work).glob("*/search-*.json")):
         run = json.loads(path.read_text(encoding="utf8"))
-        if run["row"].split()[0] == method and "validation" in run:
-            sizes.setdefault(run["row"], {})[float(f"{run['lr']:.2g}")] = run["validation"]
-    return sizes.get(method) or next(iter(sizes.values()), {})
+        if "validation" in run:
+            rows.setdefault(run["row"], {})[float(f"{run['lr']:.2g}")] = run["validation"]
+    return rows
+
+
+def _of(method: str, rows: dict[str, Found]) -> Found:
+    """At the default size if there are any, else at the largest that was tried."""
+    sizes = [found for row, found in rows.items() if row.split()[0] == method]
+    return rows.get(method) or next(iter(sizes), {})
 
 
 def of_both(found: list[Found], own: float) -> float | None:
@@ -42,8 +47,9 @@ def lines() -> Iterator[str]:
     """A table: the rate that a method has, the best of each search, the one for both."""
     yield f"| method | its own | {' | '.join(f'best on {work}' for work in WORKS)} | for both |"
     yield "|---|---|---|---|---|"
+    every = [searched(work) for work in WORKS]
     for name, method in methods().items():
-        found = [searched(work, name) for work in WORKS]
+        found = [_of(name, rows) for rows in every]
         best = [f"{max(one, key=lambda lr: one[lr]):.2g}" if one else "–" for one in found]
         both = of_both(found, method.learning_rate)
         cells = (f"`{name}`", f"{method.learning_rate:.2g}", *best, f"{both:.2g}" if both else "–")

@@ -75,13 +75,10 @@ def _one_rate(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def searched(work: str) -> dict[str, tuple[float, float]]:
     """Row -> the best learning rate so far and its validation metric, from short runs."""
-    found: dict[str, tuple[float, float]] = {}
-    for path in sorted((RESULTS / work).glob("*/search-*.json")):
-        run = json.loads(path.read_text(encoding="utf8"))
-        best = found.get(run["row"], (0.0, -np.inf))
-        if run.get("validation", -np.inf) > best[1]:
-            found[run["row"]] = (run["lr"], run["validation"])
-    return found
+    return {
+        row: max(found.items(), key=lambda one: one[1])
+        for row, found in rates.searched(work).items()
+    }
 
 
 def rows(work: str) -> list[Row]:

@@ -166,51 +166,39 @@ def test_in_bf16_it_is_as_near_to_the_truth_as_products_and_softmax() -> None:
     assert (own < 1.5 * away(plain(*given), given)).all()
 
 
-def llama() -> tuple[nn.Module, dict[str, Any]]:
-    config = LlamaConfig(
-        vocab_size=99,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        pad_token_id=0,
-    )
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+Made = tuple[nn.Module, dict[str, Any]]
+
+
+def padded() -> dict[str, Tensor]:
     ids = torch.randint(1, 99, (3, 15))
     mask = torch.ones_like(ids)
     mask[1, 9:] = 0
-    labels = ids.masked_fill(mask == 0, -100)
-    return LlamaForCausalLM(config), {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return {"input_ids": ids, "attention_mask": mask}
 
 
-def bert() -> tuple[nn.Module, dict[str, Any]]:
-    config = BertConfig(
-        vocab_size=99,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        hidden_dropout_prob=0,
-        attention_probs_dropout_prob=0,
-    )
-    ids = torch.randint(1, 99, (3, 15))
-    mask = torch.ones_like(ids)
-    mask[1, 9:] = 0
-    given = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1, 0])}
-    return BertForSequenceClassification(config), given
+def llama() -> Made:
+    config = LlamaConfig(**SMALL, vocab_size=99, num_key_value_heads=2, pad_token_id=0)
+    given = padded()
+    labels = given["input_ids"].masked_fill(given["attention_mask"] == 0, -100)
+    return LlamaForCausalLM(config), {**given, "labels": labels}
 
 
-def vit() -> tuple[nn.Module, dict[str, Any]]:
-    config = ViTConfig(
-        image_size=16,
-        patch_size=4,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-    )
-    given = {"pixel_values": torch.randn(3, 3, 16, 16), "labels": torch.tensor([0, 1, 0])}
-    return ViTForImageClassification(config), given
+def bert() -> Made:
+    still = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+    model = BertForSequenceClassification(BertConfig(**SMALL, **still, vocab_size=99))
+    return model, {**padded(), "labels": torch.tensor([0, 1, 0])}
+
+
+def vit() -> Made:
+    model = ViTForImageClassification(ViTConfig(**SMALL, image_size=16, patch_size=4))
+    pictures = torch.randn(3, 3, 16, 16)
+    return model, {"pixel_values": pictures, "labels": torch.tensor([0, 1, 0])}
 
 
 @pytest.fixture
@@ -222,7 +210,7 @@ def calls(follow: Callable[[Any, str], list[Any]]) -> list[Any]:
 @pytest.mark.parametrize("make", [llama, bert, vit])
 @pytest.mark.parametrize("method", [trimtab.LoRA(rank=2), trimtab.PrefixTuning(length=3)])
 def test_on_whole_models(
-    make: Callable[[], tuple[nn.Module, dict[str, Any]]],
+    make: Callable[[], Made],
     method: trimtab.core.method.Method,
     calls: list[Any],
 ) -> None:

@@ -103,9 +103,9 @@ def _standard_input(columns: Sequence[Column], names: Mapping[str, str]) -> Tabl
 def _is_plain(data: bytes, columns: Sequence[Column]) -> bool:
     """Whether data are lines of text for the one column needed, and not a table with a header."""
     required = [column for column in columns if column.required]
-    if len(required) != 1 or required[0].kind != "text" or not decode(data).strip():
+    if len(required) != 1 or required[0].kind != "text" or not (text := decode(data).lstrip()):
         return False
-    first = decode(data).lstrip().splitlines()[0].split(",")
+    first = text.splitlines()[0].split(",")
     if any(field != field.strip() for field in first):
         return True  # commas of prose: nobody pads the names of columns
     table = read_csv(data, STANDARD_INPUT)

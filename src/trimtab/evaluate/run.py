@@ -80,11 +80,11 @@ def _rows(
     columns: Mapping[str, str],
     skip_bad_rows: bool,
 ) -> Any:
-    if data is None and columns:
-        raise InputError(
-            "the run's own data has the columns of the run: name them with --data only"
-        )
     if data is None:
+        if columns:
+            raise InputError(
+                "the run's own data has the columns of the run: name them with --data only"
+            )
         rows = getattr(read_data(session.config), split)
         check_digest(session.config, split, rows)
         return rows

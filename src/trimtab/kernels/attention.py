@@ -197,7 +197,8 @@ def blockwise(model: nn.Module) -> None:
     model.set_attn_implementation(offer())  # type: ignore[operator]
     if model.config._attn_implementation != NAME:  # type: ignore[union-attr]
         raise InputError(f"the attention of {type(model).__name__} cannot be exchanged")
-    model.register_forward_pre_hook(_Offered())
+    if not any(isinstance(hook, _Offered) for hook in model._forward_pre_hooks.values()):
+        model.register_forward_pre_hook(_Offered())
 
 
 class _Offered:

@@ -72,13 +72,12 @@ def tune(config: Config, *, resume: bool = False, quiet: bool = False) -> dict[s
     """
     began = time.perf_counter()
     run, phases = Run(Path(config.out)), Phases(quiet)
-    if resume and run.over:
-        config = run.config()
-        if Path(config.data).exists():  # data that has gone is missed by nobody
-            _check_data(config, read_data(config))
-        return run.metrics()
     if resume:
         config = run.config()
+        if run.over:
+            if Path(config.data).exists():  # data that has gone is missed by nobody
+                _check_data(config, read_data(config))
+            return run.metrics()
         config.out = str(run.path)  # the folder may have been moved
         if not any(run.checkpoints.glob("checkpoint-*")):
             phases.say("there is no checkpoint yet: from the beginning")
