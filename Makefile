@@ -53,6 +53,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/many.py
 	$(BIN)/python benchmarks/head.py
 	$(BIN)/python benchmarks/decoder.py
+	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/page.py
 	$(BIN)/python docs/generate.py

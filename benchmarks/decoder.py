@@ -131,7 +131,8 @@ def contest(contestant: str, work: Work, steps: int) -> dict[str, float]:
     transformers.logging.set_verbosity_error()
     transformers.set_seed(0)
     before = resident()
-    model = ours() if contestant == "trimtab" else peer(work, tuned=contestant == "peer_b")
+    checkpointing = work.checkpointing
+    model = ours() if contestant == "trimtab" else peer(contestant == "peer_b", checkpointing)
 
     class Tokens(Dataset[dict[str, torch.Tensor]]):
         rows = torch.randint(5, 32_000, (work.batch * (steps + WARM), work.tokens))
@@ -142,34 +143,44 @@ def contest(contestant: str, work: Work, steps: int) -> dict[str, float]:
         def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
             return {"input_ids": self.rows[index], "labels": self.rows[index]}
 
-    ends: list[float] = []
-
-    class Clock(transformers.TrainerCallback):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            ends.append(time.perf_counter())
-
-    arguments = transformers.TrainingArguments(
-        tempfile.mkdtemp(),
-        per_device_train_batch_size=work.batch,
-        num_train_epochs=1,
-        learning_rate=1e-3,
+    arguments = common(
+        work.batch,
         bf16=contestant == "peer_a",
         gradient_checkpointing=work.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if work.checkpointing else None,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
     )
-    trainer = transformers.Trainer(model, arguments, train_dataset=Tokens(), callbacks=[Clock()])
-    loss = trainer.train().training_loss
-    took = [end - start for start, end in itertools.pairwise(ends)][WARM - 1 :]
+    took, loss = clocked(Trainer(model, arguments, train_dataset=Tokens()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
-        "seconds": statistics.median(took),
+        "seconds": statistics.median(took[WARM - 1 :]),
         "loss": loss,
         "peak_memory_bytes": peak - before,
     }
+
+
+def common(batch: int, **more: Any) -> Any:
+    """What the Trainer is told for all contestants: one epoch, and nothing beside it."""
+    from transformers import TrainingArguments
+
+    quiet = {"save_strategy": "no", "report_to": [], "disable_tqdm": True, "use_cpu": True}
+    rate = {"num_train_epochs": 1, "learning_rate": 1e-3}
+    own = {"per_device_train_batch_size": batch, **quiet, **rate, **more}
+    return TrainingArguments(tempfile.mkdtemp(), **own)
+
+
+def clocked(trainer: Any) -> tuple[list[float], float]:
+    """(seconds of each step but the first, the loss) of a training."""
+    from transformers import TrainerCallback
+
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            ends.append(time.perf_counter())
+
+    trainer.add_callback(Clock())
+    loss = trainer.train().training_loss
+    return [end - start for start, end in itertools.pairwise(ends)], loss
 
 
 def resident() -> int:
@@ -204,7 +215,7 @@ def ours() -> Any:
     return model
 
 
-def peer(work: Work, *, tuned: bool) -> Any:
+def peer(tuned: bool, checkpointing: bool = False) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -214,7 +225,7 @@ def peer(work: Work, *, tuned: bool) -> Any:
     )
     base = llama(torch.bfloat16 if tuned else torch.float32)
     model = get_peft_model(base, config, autocast_adapter_dtype=not tuned)
-    if work.checkpointing:
+    if checkpointing:
         model.enable_input_require_grads()
     return model
 

@@ -35,6 +35,7 @@ MASKS: dict[str, Tensor | None] = {
     "causal": CAUSAL[None, None],
     "causal, padded": CAUSAL & PADDED,
     "window": (CAUSAL & ~CAUSAL.tril(-7))[None, None],
+    "packed": (CAUSAL & (torch.arange(T)[:, None] // 11 == torch.arange(T) // 11))[None, None],
     "sees its prompt": (CAUSAL | (torch.arange(T) < 9))[None, None],
     "of each head": torch.rand(1, H, T, T, generator=torch.Generator().manual_seed(0)) < 0.5,
 }

@@ -24,8 +24,9 @@ class Call:
     """What laws may know of the forward pass that they are part of.
 
     `route` names one adapter an example (None: the base alone), `task_ids` (batch,) one task.
-    `masks` are the attention masks (batch, positions) by stack, prompts included; `past` the number
-    of positions already in a stack's cache, and `cached` whether the caller gave that cache;
+    `masks` are the attention masks (batch, positions) by stack, prompts included; `positions` what
+    each position counts as (batch or 1, positions), of a stack that has no such mask; `past` the
+    number of positions already in a stack's cache, and `cached` whether the caller gave that cache;
     `prompted` how many a prompt has put in front; `taps` what sites were given or gave, for laws
     that read several; `unlabelled` (batch, positions) what stands before the first label; `rows`
     which rows of how many these facts are of; `leading` how many rows a tensor has whose rows are
@@ -37,6 +38,7 @@ class Call:
     route: tuple[str | None, ...] | None = None
     task_ids: Tensor | None = None
     masks: dict[str, Tensor] = field(default_factory=dict)
+    positions: dict[str, Tensor] = field(default_factory=dict)
     past: dict[str, int] = field(default_factory=dict)
     prompted: dict[str, int] = field(default_factory=dict)
     cached: dict[str, bool] = field(default_factory=dict)
@@ -82,9 +84,22 @@ class Call:
             )
         return rows
 
+    def refuse_packed(self, stack: str | None) -> None:
+        """For a law that sees an example as a whole: several in a row are none of them."""
+        counted = self.positions.get(stack or "")
+        if counted is None or torch.compiler.is_compiling():
+            return
+        if (counted.diff(dim=-1) != 1).any():
+            raise InputError(
+                "several examples are packed into one row (position_ids start anew within it), and "
+                "an active adapter reads or extends an example as a whole, which would be all of "
+                "them: give each example a row of its own, with an attention_mask"
+            )
+
     def mask(self, stack: str | None, x: Tensor) -> Tensor | None:
         """The mask (batch, positions) of the positions of x (batch, positions, …), if one is
-        known."""
+        known, for a law that sees an example as a whole."""
+        self.refuse_packed(stack)
         mask = self.masks.get(stack or "")
         if mask is None or x.ndim < 3 or mask.shape[1] < x.shape[1]:
             return None
@@ -145,6 +160,7 @@ class Call:
             route=None,
             task_ids=None if self.task_ids is None else rows(self.task_ids),
             masks={key: rows(mask) for key, mask in self.masks.items()},
+            positions={key: rows(counted) for key, counted in self.positions.items()},
             unlabelled=None if self.unlabelled is None else rows(self.unlabelled),
             rows=(index, batch),  # taps are cut where they are read: there is one a site
         )

@@ -118,10 +118,12 @@ class EnterStack:
         past = facts.get("past_key_values")
         call.past[self.name] = length = _seen(past)
         call.cached[self.name] = past is not None
+        self._count(facts, call)
         companion = stack._modules.get("deltas")
         if isinstance(companion, Companion) and companion.acts():
             prompt = prompts(companion, _given(facts).shape[0])
             if prompt is not None:
+                call.refuse_packed(self.name)
                 self._prompt(stack, companion, prompt, facts, length)
                 self._refuse_overflow(facts, length, prompt.shape[-2], 0)
         if n := positions(self.attention):
@@ -134,6 +136,14 @@ class EnterStack:
         if call.route is not None:
             call.takes(_given(facts).shape[:2])
         return (), facts
+
+    def _count(self, facts: Mapping[str, Any], call: Call) -> None:
+        """Positions that start anew tell examples of one row apart where no mask of padding does:
+        so transformers reads them."""
+        ids, mask = facts.get("position_ids"), facts.get("attention_mask")
+        padded = isinstance(mask, Tensor) and mask.ndim == 2
+        if isinstance(ids, Tensor) and ids.ndim == 2 and not padded and not call.past[self.name]:
+            call.positions[self.name] = ids
 
     def _prompt(
         self,
@@ -182,7 +192,9 @@ class EnterStack:
         facts["position_ids"] = ids + n
 
     def _refuse_overflow(self, facts: Mapping[str, Any], past: int, prompt: int, n: int) -> None:
-        given = _positions(facts) + past + n
+        ids = facts.get("position_ids")  # of rows that hold several examples, less than positions
+        last = int(ids.max()) + 1 if isinstance(ids, Tensor) and self.tables else None
+        given = n + (_positions(facts) + past if last is None else last)
         for table in self.tables:
             room = table.num_embeddings - _first_row(table)
             if given > room:

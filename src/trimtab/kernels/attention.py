@@ -3,8 +3,9 @@
     y = softmax(s q kᵀ + m) v
 
 The backward pass makes the weights of a block again, so that no matrix of all queries by all keys
-is kept; keys that no query of a block sees are left out, half of them under a causal mask. Queries
-that share keys stand side by side, and keys are not repeated.
+is kept; keys that no query of a block sees are left out: half of them under a causal mask, nearly
+all where many short texts are packed into one row. Queries that share keys stand side by side, and
+keys are not repeated.
 
 torch's fused attention takes two to three times as long on a CPU (bf16, 256 or 512 tokens, heads of
 64, forward and backward). `blockwise(model)` puts this in its place for a model of transformers;
@@ -54,13 +55,14 @@ class Blockwise(torch.autograd.Function):
             each = (next(found) if one.requires_grad else None for one in own)
             return (*each, None, None, None)
         dq, dk, dv = torch.empty_like(q), _sums(k), _sums(v)
-        for rows, reach, seen in _blocks(q, k, mask, causal):
-            own = [one.detach().requires_grad_() for one in (q[:, :, rows], *_upto(reach, k, v))]
+        for rows, keys, seen in _blocks(q, k, mask, causal):
+            near = (q[:, :, rows], k[:, :, keys], v[:, :, keys])
+            own = [one.detach().requires_grad_() for one in near]
             with torch.enable_grad():
                 y = _block(*own, seen, scale)
             dq[:, :, rows], *more = torch.autograd.grad(y, own, dy[:, :, rows])
-            for total, one in zip(_upto(reach, dk, dv), more, strict=True):
-                total += one
+            for total, one in zip((dk, dv), more, strict=True):
+                total[:, :, keys] += one
         return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
 
@@ -69,20 +71,17 @@ def _sums(x: Tensor) -> Tensor:
     return torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
 
 
-def _upto(reach: int, *tensors: Tensor) -> list[Tensor]:
-    return [one[:, :, :reach] for one in tensors]
-
-
 def _all(q: Tensor, k: Tensor, v: Tensor, mask: Mask, causal: bool, scale: float) -> Tensor:
     parts = [
-        _block(q[:, :, rows], *_upto(reach, k, v), seen, scale)
-        for rows, reach, seen in _blocks(q, k, mask, causal)
+        _block(q[:, :, rows], k[:, :, keys], v[:, :, keys], seen, scale)
+        for rows, keys, seen in _blocks(q, k, mask, causal)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
-def _blocks(q: Tensor, k: Tensor, mask: Mask, causal: bool) -> Iterator[tuple[slice, int, Mask]]:
-    """(its queries, how many keys these see at most, what is added to their scores)."""
+def _blocks(q: Tensor, k: Tensor, mask: Mask, causal: bool) -> Iterator[tuple[slice, slice, Mask]]:
+    """(its queries, the keys from the first to the last that one of these sees, what is added to
+    their scores)."""
     t, s = q.shape[2], k.shape[2]
     for first in range(0, t, _BLOCK):
         rows = slice(first, min(t, first + _BLOCK))
@@ -91,12 +90,12 @@ def _blocks(q: Tensor, k: Tensor, mask: Mask, causal: bool) -> Iterator[tuple[sl
             every = torch.ones(rows.stop - first, s, dtype=torch.bool, device=q.device)
             seen = every.tril(first)[None, None]
         if seen is None:
-            yield rows, s, None
+            yield rows, slice(0, s), None
             continue
         places = seen.any(0).any(0).any(0).nonzero()
-        reach = int(places[-1]) + 1 if len(places) else s
+        keys = slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, s)
         zero, low = q.new_zeros(()), torch.finfo(q.dtype).min  # not -∞: who may not look is no nan
-        yield rows, reach, zero.masked_fill(~seen[..., :reach], low)
+        yield rows, keys, zero.masked_fill(~seen[..., keys], low)
 
 
 def _block(q: Tensor, k: Tensor, v: Tensor, hidden: Mask, scale: float) -> Tensor:
