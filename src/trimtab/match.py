@@ -61,21 +61,21 @@ def sites(model: nn.Module) -> list[Site]:
     """
     if not carries(model):
         return _listed(model)
-    known, made = record(model), (model, *_made_of(model))
+    known, made = record(model), [model, *_made_of(model)]
     if known.listed is None or known.listed[0] != made:
         known.listed = made, _listed(model)
     return list(known.listed[1])
 
 
-def _made_of(model: nn.Module) -> Iterator[object]:
+def _made_of(model: nn.Module) -> list[object]:
+    made: list[object] = []
     for name, module in walk(model):
         module = plain(module)
-        yield name
-        yield id(module)
+        made += name, id(module)
         for parameter in module._parameters.values():
             if parameter is not None:
-                yield id(parameter)
-                yield parameter.shape
+                made += id(parameter), parameter.shape
+    return made
 
 
 def _listed(model: nn.Module) -> list[Site]:

@@ -18,7 +18,7 @@ from trimtab.core.host import Companion, Host, ParameterHost
 from trimtab.core.layout import Run, runs, tables
 from trimtab.core.method import Beside, Combine, Intervention, Method, Param, Prefix, Prompt
 from trimtab.core.site import Site, geometry
-from trimtab.core.walk import base_parameters, coded, plain, walk
+from trimtab.core.walk import at, base_parameters, coded, plain, walk
 from trimtab.match import ROOT, input_embedding, sites
 
 Built = tuple[list[tuple[Site, Delta]], dict[str, Tensors]]
@@ -68,7 +68,7 @@ def _refuse_two_kinds(model: nn.Module, deltas: Sequence[tuple[Site, Delta]]) ->
         if _accompanies(site, delta.method):
             continue
         home, wanted = site.homes[0], Host if site.parameter is None else ParameterHost
-        current = kinds.setdefault(home, type(model.get_submodule(home)))
+        current = kinds.setdefault(home, type(at(model, home)))
         if issubclass(current, Host) and current is not wanted:
             raise InputError(
                 f"{delta.method.name} cannot act at {site.name!r}: another edit acts on "
@@ -147,7 +147,7 @@ def _place(
 
 def _host(model: nn.Module, site: Site, record: Record) -> Host:
     """The host in the place of the site's module: the one that is there, or a new one."""
-    current = model.get_submodule(site.homes[0])
+    current = at(model, site.homes[0])
     kind = Host if site.parameter is None else ParameterHost
     if isinstance(current, Host):
         current.admit(site)

@@ -205,16 +205,20 @@ def vit() -> Made:
 @pytest.fixture
 def calls(follow: Callable[[Any, str], list[Any]]) -> list[Any]:
     """Grows with every use of it."""
-    return follow(Blockwise, "apply")
+    return follow(attention, "_all")
 
 
+@pytest.mark.parametrize("short", [0, 64])
 @pytest.mark.parametrize("make", [llama, bert, vit])
 @pytest.mark.parametrize("method", [trimtab.LoRA(rank=2), trimtab.PrefixTuning(length=3)])
 def test_on_whole_models(
     make: Callable[[], Made],
     method: trimtab.core.method.Method,
+    short: int,
     calls: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(attention, "_SHORT", short)
     torch.manual_seed(0)
     model, given = make()
     adapter = trimtab.attach(model.train(), method)

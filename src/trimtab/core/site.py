@@ -224,5 +224,5 @@ def tensors_of(module: nn.Module, parameter: str | None = None) -> dict[str, Ten
 
 def own_tensors(module: nn.Module) -> Iterator[Tensor]:
     """The module's own parameters and buffers, its children's left out."""
-    yield from (p for p in module.parameters(recurse=False))
-    yield from (b for b in module.buffers(recurse=False))
+    held = (*module._parameters.values(), *module._buffers.values())
+    yield from (tensor for tensor in held if tensor is not None)

@@ -33,6 +33,15 @@ def walk(model: nn.Module, *, once: bool = True) -> Iterator[tuple[str, nn.Modul
                 todo.append((f"{name}.{key}" if name else key, child))
 
 
+def at(model: nn.Module, path: str) -> nn.Module:
+    """`get_submodule` for a path that is known to be there, ten times as fast."""
+    for key in path.split(".") if path else ():
+        child = model._modules[key]
+        assert child is not None
+        model = child
+    return model
+
+
 def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """(name, parameter) of the base, each once."""
     seen: set[int] = set()
