@@ -24,6 +24,7 @@ from trimtab.core.walk import base_parameters, plain, shapes, walk
 from trimtab.match import Target
 from trimtab.place import (
     build,
+    by_method,
     guard,
     hosts_of,
     place,
@@ -195,10 +196,7 @@ def require_parts(model: nn.Module, pairs: Sequence[tuple[Site, Method]]) -> Non
 
 def _refuse_unused(pairs: Sequence[tuple[Site, Method]]) -> None:
     """What has no effect at any site is refused where it is asked for; files may hold it."""
-    grouped: dict[Method, list[Site]] = {}
-    for site, method in pairs:
-        grouped.setdefault(method, []).append(site)
-    for method, where in grouped.items():
+    for method, where in by_method(pairs).items():
         if (why := method.unused(where)) is not None:
             raise InputError(f"{method.name}: {why}")
 

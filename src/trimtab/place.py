@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,7 +21,16 @@ from trimtab.core.site import Site, geometry
 from trimtab.core.walk import at, base_parameters, coded, plain, walk
 from trimtab.match import ROOT, input_embedding, sites
 
+Where = TypeVar("Where")
 Built = tuple[list[tuple[Site, Delta]], dict[str, Tensors]]
+
+
+def by_method(pairs: Iterable[tuple[Where, Method]]) -> dict[Method, list[Where]]:
+    """Where each method acts, in order."""
+    grouped: dict[Method, list[Where]] = {}
+    for where, method in pairs:
+        grouped.setdefault(method, []).append(where)
+    return grouped
 
 
 def build(
@@ -31,9 +40,7 @@ def build(
     devices, or on another.
     """
     pairs = [(site, method.settled(site)) for site, method in pairs]
-    grouped: dict[Method, list[Site]] = {}
-    for site, method in pairs:
-        grouped.setdefault(method, []).append(site)
+    grouped = by_method(pairs)
     shared: dict[Method, Tensors] = {}
     keys: dict[str, Tensors] = {}
     named: dict[str, int] = {}

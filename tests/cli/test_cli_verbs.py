@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -124,6 +125,20 @@ def test_inspect_a_run_and_its_adapter(run: str, metrics: dict[str, Any], cli: C
     assert metrics["base_fingerprint"] in text
     assert "rank=8" in text
     assert "attention.self.query" in text
+
+
+def test_many_sites_are_shown_by_block(tmp_path: Path, cli: Cli) -> None:
+    model = cases.by_name("bert").model()
+    cases.perturb(trimtab.attach(model, trimtab.LoRA(rank=2)))
+    trimtab.save(model, tmp_path)
+    sites = json.loads(cli("inspect", str(tmp_path), "--json").out)["sites"]
+    folded, whole = (cli("inspect", str(tmp_path), *more).out for more in ([], ["--sites"]))
+    (line,) = (one for one in folded.splitlines() if ".*.attention.self.query" in one)
+    norms = [site["norm"] for site in sites if "self.query" in site["name"]]
+    assert f"{min(norms):.3f} … {max(norms):.3f}" in line
+    assert len(re.findall("[▁▂▃▄▅▆▇█]", line)) == len(norms) == 2
+    assert all(site["name"] in whole for site in sites)
+    assert len(folded) < len(whole)
 
 
 def test_inspect_a_folder_of_hf_peft(tmp_path: Path, cli: Cli) -> None:

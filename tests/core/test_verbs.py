@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import cases
@@ -206,3 +207,13 @@ def test_wrong_hyper_parameters(name: str, arguments: dict[str, Any], text: str)
 def test_arguments_build_the_method_again(method: Method) -> None:
     assert trimtab.core.registry.build(method.name, method.arguments()) == method
     assert trimtab.core.registry.build("lora", {"alpha": 3}).arguments()["alpha"] == 3
+
+
+def test_what_was_loaded_for_inference_says_so_where_it_is_to_train(tmp_path: Path) -> None:
+    model = cases.by_name("bert").model()
+    trimtab.attach(model, trimtab.LoRA())
+    trimtab.save(model, tmp_path)
+    model = cases.by_name("bert").model()
+    trimtab.load(model, tmp_path)
+    with pytest.warns(UserWarning, match=r"'default' does not train.*trainable=True"):
+        assert trimtab.parameters(model) == []

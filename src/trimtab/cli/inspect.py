@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated, Any
+import re
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-_BAR = 30
+if TYPE_CHECKING:
+    from trimtab.store.describe import SavedSite
+
+_BAR, _FEW = 30, 12
+_HEIGHTS = "▁▂▃▄▅▆▇█"
+_BLOCK = re.compile(r"\.\d+\.")
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +27,9 @@ def register(app: typer.Typer) -> None:
 
 def inspect(
     path: Annotated[str, typer.Argument(help="A run's folder, or an adapter's.")],
+    sites: Annotated[
+        bool, typer.Option("--sites", help="Every site on a line of its own.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     from trimtab.cli.table import output, say
@@ -43,22 +52,53 @@ def inspect(
         said.append(("method", f"{entry['method']}({arguments}) at {places}"))
     for what, text in [*said, ("parameters", f"{saved.parameters:,}")]:
         say(console, f"{what:<13}{text}")
-    say(console, "\nnorm of the change, by site, where the file alone tells it")
-    _picture(console, saved.sites)
+    told = any(site.norm is not None for site in saved.sites)
+    why = ", where the file alone tells it" if told else " is not told by the file alone"
+    say(console, f"\nnorm of the change{why}")
+    (_picture if sites or len(saved.sites) <= _FEW else _blocks)(console, saved.sites)
 
 
-def _picture(console: Any, sites: list[Any]) -> None:
+def _picture(console: Any, sites: list[SavedSite]) -> None:
+    """Each site on a line of its own, with a bar."""
     from trimtab.cli.table import show
 
     largest = max((site.norm or 0.0 for site in sites), default=0.0) or 1.0
     rows = []
     for site in sites:
         bar = "█" * round(_BAR * (site.norm or 0.0) / largest)
-        norm = "–" if site.norm is None else f"{site.norm:.3f}"
-        shapes = ", ".join(
-            f"{name} {'×'.join(map(str, shape))}" for name, shape in site.shapes.items()
-        )
-        shapes = shapes if len(shapes) <= 60 else f"{len(site.shapes)} tensors"
-        rows.append((site.name, norm, bar, shapes))
+        rows.append((site.name, _norms([site]), bar, _shapes(site)))
     head = ("site", "norm", "change", "tensors")
     show(console, head, rows, right=("norm",), drop=("change", "tensors"))
+
+
+def _blocks(console: Any, sites: list[SavedSite]) -> None:
+    """The sites that differ in the number of their block alone on one line, a column a block."""
+    from trimtab.cli.table import show
+
+    largest = max((site.norm or 0.0 for site in sites), default=0.0) or 1.0
+    places: dict[tuple[str, str], list[SavedSite]] = {}
+    for site in sites:
+        places.setdefault((_BLOCK.sub(".*.", site.name, 1), site.method), []).append(site)
+    rows = []
+    for (place, _), alike in places.items():
+        columns = "".join(
+            "·" if site.norm is None else _HEIGHTS[round(7 * site.norm / largest)] for site in alike
+        )
+        shapes = {_shapes(site) for site in alike}
+        tensors = shapes.pop() if len(shapes) == 1 else "of several shapes"
+        rows.append((place, str(len(alike)), _norms(alike), columns, tensors))
+    head = ("sites", "count", "norm", "by block", "tensors")
+    show(console, head, rows, right=("count", "norm"), drop=("tensors", "count"))
+
+
+def _norms(sites: list[SavedSite]) -> str:
+    known = [site.norm for site in sites if site.norm is not None]
+    if not known:
+        return "–"
+    low, high = f"{min(known):.3f}", f"{max(known):.3f}"
+    return low if low == high else f"{low} … {high}"
+
+
+def _shapes(site: SavedSite) -> str:
+    told = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in site.shapes.items())
+    return told if len(told) <= 60 else f"{len(site.shapes)} tensors"

@@ -37,6 +37,12 @@ def parameters(
         for parameter in adapter.parameters()
         if parameter.requires_grad
     ]
+    if not found and any(not one.trainable for one in acting):
+        names = ", ".join(repr(one.name) for one in acting)
+        warnings.warn(
+            f"{names} does not train, as it was loaded: trimtab.load(…, trainable=True)",
+            stacklevel=2,
+        )
     rates = {parameter: rate for one in acting for parameter, rate in one.rates().items()}
     if lr is not None:
         return grouped({"params": found, "lr": lr}, rates)

@@ -23,7 +23,7 @@ from trimtab.core.registry import build
 from trimtab.core.site import Site
 from trimtab.core.walk import walk
 from trimtab.methods.whole import Whole
-from trimtab.place import Built
+from trimtab.place import Built, by_method
 from trimtab.store import fingerprint
 from trimtab.store.files import digest, read_json, read_tensors, write_json, write_tensors
 
@@ -79,9 +79,6 @@ def held(built: Built) -> dict[str, Tensor]:
 
 
 def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
-    grouped: dict[Method, list[str]] = {}
-    for site, method in adapter.entries:
-        grouped.setdefault(method, []).append(site)
     write_tensors(folder / TENSORS, adapter.tensors())
     write_json(
         folder / CONFIG,
@@ -91,7 +88,7 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
             "name": adapter.name,
             "methods": [
                 {"method": method.name, "arguments": method.arguments(), "sites": sites}
-                for method, sites in grouped.items()
+                for method, sites in by_method(adapter.entries).items()
             ],
             "base": base(model, adapter),
             "digest": digest(folder / TENSORS),

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from trimtab.kernels import attention
+
 _GAIN = 1.2  # how much faster bf16 products must be before the base is kept in bf16
 
 
@@ -91,17 +93,24 @@ def choose_attention(
     model: nn.Module, names: Sequence[str], step: Callable[[], object]
 ) -> tuple[str, dict[str, float]]:
     """The implementation of attention with which a training step is fastest, by measurement."""
-    calls = {name: _with_attention(model, name, step) for name in names}
-    took = measure(calls, rounds=3)
+
+    def with_(name: str) -> Callable[[], object]:
+        def call() -> object:
+            take_attention(model, name)
+            return step()
+
+        return call
+
+    took = measure({name: with_(name) for name in names}, rounds=3)
     return min(took, key=lambda name: took[name]), took
 
 
-def _with_attention(model: Any, name: str, step: Callable[[], object]) -> Callable[[], object]:
-    def call() -> object:
+def take_attention(model: Any, name: str) -> None:
+    """From now on the model computes attention by this implementation."""
+    if name == attention.NAME:
+        attention.blockwise(model)
+    else:
         model.set_attn_implementation(name)
-        return step()
-
-    return call
 
 
 def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -144,16 +144,9 @@ def _set_attention(model: Any, config: Config) -> None:
     if config.attention == "auto":
         return
     try:
-        _take_attention(model, config.attention)
+        hardware.take_attention(model, config.attention)
     except (ValueError, ImportError, KeyError) as error:
         raise InputError(f"--attention {config.attention}: {str(error).splitlines()[0]}") from None
-
-
-def _take_attention(model: Any, name: str) -> None:
-    if name == attention.NAME:
-        attention.blockwise(model)
-    else:
-        model.set_attn_implementation(name)
 
 
 @torch.no_grad()
@@ -165,7 +158,7 @@ def _agreeing(model: Any, names: Sequence[str], batch: Mapping[str, Tensor]) -> 
     training = model.training
     for name in names:
         try:
-            _take_attention(model, name)
+            hardware.take_attention(model, name)
             found[name] = model.eval()(**inputs).logits.float()
         except (InputError, ValueError, RuntimeError):
             continue
@@ -185,7 +178,7 @@ def choose_attention(
         names += ["sdpa", *([attention.offer()] if hardware.device().type == "cpu" else [])]
     names = _agreeing(session.model, names, batch)
     chosen, took = hardware.choose_attention(session.model, names, step)
-    _take_attention(session.model, chosen)
+    hardware.take_attention(session.model, chosen)
     session.config.attention = chosen
     session.config.measured = {**session.config.measured, "attention_ms": took}
 
