@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from others import ALONE, WITH_PEER
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs" / "speed.md"
@@ -49,11 +51,25 @@ DECODER = "Llama shape, 4 x 256 tokens, LoRA on all linear maps, a step"
 LONG = "the same, 2 x 2,048 tokens, activation checkpointing"
 PACKED = "gsm8k, the same shape, 8 texts a step: useful tokens a second"
 MANY = "64 adapters mixed in a batch of 64 x 32 tokens"
+FULL = "full fine-tuning with transformers' Trainer"
 A, B = "HF PEFT as its guides show it", "HF PEFT, tuned"
+
+
+def found(method: str, against: str) -> Callable[[Found], float]:
+    return lambda f: f["ratios"][method][against]
+
 
 TARGETS = (
     Target(ENCODER, A, "speed", lambda f: f["ratios"]["peer_a"], 12),
     Target(ENCODER, B, "speed", lambda f: f["ratios"]["peer_b"], 3),
+    Target(ENCODER, f"{FULL} as its guides show it", "speed", lambda f: f["ratios"]["full_a"], 8),
+    Target(ENCODER, f"{FULL}, tuned", "speed", lambda f: f["ratios"]["full_b"], 2.5),
+    *(
+        Target(f"MiniLM, `{one}`, a step", who, "others", found(one, key), bound)
+        for one in (*WITH_PEER, *ALONE)
+        for who, key, bound in ((A, "peer_a", 2.0), ("full fine-tuning here", "full", 1.0))
+        if one in WITH_PEER or key == "full"
+    ),
     Target(DECODER, A, "decoder", lambda f: f["short"]["ratios"]["peer_a"], 3),
     Target(DECODER, B, "decoder", lambda f: f["short"]["ratios"]["peer_b"], 2),
     Target(
@@ -141,9 +157,8 @@ of memory which part. Each row is of one run, the contestants in turn, medians.
 
 {table}
 
-Not measured yet: full fine-tuning with the Trainer beside MiniLM's row, the other methods beside HF
-PEFT's (their steps against full fine-tuning's are in [methods.md](methods.md)), curves of growth, a
-GPU.
+Every method's step against full fine-tuning's is in [methods.md](methods.md). Not measured yet:
+curves of growth, a GPU.
 
 ![Seconds beside the peers and the floor](../benchmarks/results/speed.svg)
 

@@ -4,8 +4,9 @@ accuracies.
     python benchmarks/speed.py [--data FOLDER] [--rounds 3]
 
 The work: MiniLM-L6, LoRA of rank 8 on all linear maps and a new head, one epoch, batch 32. Peer A
-is HF PEFT as its guides show it, peer B the same library tuned (`peers/hf_peft.py`). Each round
-runs all three with its own seed, one process each; medians over rounds are compared. Seconds are
+is HF PEFT as its guides show it, peer B the same library tuned (`peers/hf_peft.py`); beside them
+full fine-tuning with transformers' Trainer, set up as either. Each round runs all with its own
+seed, one process each; medians over rounds are compared. Seconds are
 those of the training loop. Writes results/speed.json.
 """
 
@@ -26,6 +27,7 @@ import floor
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "speed.json"
 CONTESTANTS = ("trimtab", "peer_b", "peer_a")
+WHOLE = ("full_b", "full_a")
 WORK = (
     "--model minilm --method lora --rank 8 --alpha 16 --lr 1e-3 --epochs 1 --batch-size 32 "
     "--max-length 128 --warmup 0.075 --no-probe-first --save-every 100000 --json"
@@ -34,6 +36,8 @@ NAMES = {
     "trimtab": "Trimtab",
     "peer_a": "A: HF PEFT as its guides show it",
     "peer_b": "B: HF PEFT, tuned",
+    "full_a": "full fine-tuning, as shown",
+    "full_b": "full fine-tuning, tuned",
 }
 
 
@@ -49,8 +53,8 @@ def main() -> None:
         sys.exit(2)
     rounds = []
     for seed in range(options.rounds):
-        rounds.append({one: contest(one, options.data, seed) for one in CONTESTANTS})
-        for one in CONTESTANTS:
+        rounds.append({one: contest(one, options.data, seed) for one in (*CONTESTANTS, *WHOLE)})
+        for one in rounds[-1]:
             taken = rounds[-1][one]
             print(
                 f"round {seed + 1}  {NAMES[one]:<34} {taken['seconds']:7.1f} s  "
@@ -67,8 +71,9 @@ def main() -> None:
 def contest(one: str, data: Path, seed: int) -> dict[str, Any]:
     if one == "trimtab":
         return trimtab(data, seed)
-    tuned = ["--tuned"] if one == "peer_b" else []
-    command = [str(HERE / "peers" / "hf_peft.py"), "--data", str(data), "--seed", str(seed), *tuned]
+    how = ["--tuned"] if one.endswith("_b") else []
+    how += ["--method", "full"] if one in WHOLE else []
+    command = [str(HERE / "peers" / "hf_peft.py"), "--data", str(data), "--seed", str(seed), *how]
     return json.loads(output(command).splitlines()[-1])
 
 
@@ -115,21 +120,20 @@ def conclude(rounds: list[dict[str, Any]], data: Path) -> dict[str, Any]:
         columns = zip(*(turn[one]["right"] for turn in rounds), strict=True)
         return [statistics.mean(column) for column in columns]
 
-    median = {
-        one: statistics.median(turn[one]["seconds"] for turn in rounds) for one in CONTESTANTS
-    }
-    peers = [one for one in CONTESTANTS if one != "trimtab"]
+    all_ = (*CONTESTANTS, *WHOLE)
+    median = {one: statistics.median(turn[one]["seconds"] for turn in rounds) for one in all_}
+    peers = all_[1:]
     return {
         "work": "MiniLM-L6, LoRA rank 8 on all linear maps, 1 epoch, batch 32, max length 128",
         "data": data.name,
         "rounds": [
-            {one: {k: v for k, v in turn[one].items() if k != "right"} for one in CONTESTANTS}
+            {one: {k: v for k, v in turn[one].items() if k != "right"} for one in all_}
             for turn in rounds
         ],
         "median_seconds": median,
         "floor_seconds": round(operations(rounds[0]["trimtab"]["tokens"]) / floor.rate(), 2),
         "ratios": {peer: round(median[peer] / median["trimtab"], 3) for peer in peers},
-        "accuracy": {one: mean_interval(pooled(one)).as_dict() for one in CONTESTANTS},
+        "accuracy": {one: mean_interval(pooled(one)).as_dict() for one in all_},
         "accuracy_difference": {
             peer: paired_mean(pooled("trimtab"), pooled(peer)).as_dict() for peer in peers
         },
