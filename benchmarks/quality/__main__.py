@@ -1,4 +1,5 @@
-"""Every method on the same works: `python benchmarks/quality`, or `make quality`.
+"""Every method on the same works, some on further ones: `python benchmarks/quality`, or
+`make quality`.
 
 For each method and work the learning rate is chosen first, on validation data alone, in short runs
 from a third to three times the method's own, further where the best is at an edge; then it is
@@ -43,7 +44,12 @@ def main() -> None:
         raise SystemExit("no such work or method, or no data beside the repository")
     until = time.monotonic() + 60 * options.minutes
     given = tuple(assigned(one) for one in options.set)
-    rows = [Row(work, name, given, options.defaults) for work in known for name in names]
+    rows = [
+        Row(work, name, given, options.defaults)
+        for work in known
+        for name in names
+        if work.takes(name)
+    ]
     rows.sort(key=lambda row: [one.name for one in known].index(row.work.name) > 1)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, context, one_thread) as pool:

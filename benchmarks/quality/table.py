@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import rates
 from runs import RESULTS, unpacked
-from works import works
+from works import SOME, works
 
 from trimtab.core.registry import methods
 from trimtab.evaluate.bootstrap import Interval, mean_interval, paired_mean
@@ -26,6 +26,7 @@ MARGIN = 0.010
 SMALL = 0.01
 REFERENCE = "full"
 METRICS = {work.name: work.metric for work in works()}
+TAKES = {work.name: work.takes for work in works()}
 ABOUT = {
     work.name: f"{work.model}, `{work.data}`, {work.metric}, {work.steps} steps" for work in works()
 }
@@ -125,7 +126,8 @@ def page() -> str:
         "",
         "Learning rates are chosen on validation data in short runs, from a third to three times a",
         "method's own and beyond where the best is at an edge. A row with a setting is the largest",
-        "size of a method that trains less than 1 % of the parameters.",
+        "size of a method that trains less than 1 % of the parameters. Beyond the two works of",
+        f"text it is {len(SOME)} methods, some of each kind.",
     ]
     if (RESULTS / "quality.svg").exists():
         lines += [
@@ -154,7 +156,7 @@ def _lines(work: str) -> list[str]:
         told = [f"`{n}` (lr {lr:.2g}, validation {value:.3f})" for n, (lr, value) in short.items()]
         lines += [f"Searched, and not yet trained in full: {', '.join(told)}.", ""]
     begun = {name.split()[0] for name in (*finals, *short)}
-    missing = [name for name in methods() if name not in begun]
+    missing = [name for name in methods() if TAKES[work](name) and name not in begun]
     told = [f"`{name}` ({failed[name]})" if name in failed else f"`{name}`" for name in missing]
     return [*lines, f"Not run yet: {', '.join(told)}."] if missing else lines[:-1]
 

@@ -43,7 +43,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class Work:
-    """`steps` of `batch` examples; `search` steps where a learning rate is chosen."""
+    """`steps` of `batch` examples; `search` steps where a learning rate is chosen. `methods` are
+    all, or the names of some."""
 
     name: str
     metric: str
@@ -53,6 +54,17 @@ class Work:
     path: Path
     steps: int = 300
     search: int = 100
+    methods: tuple[str, ...] = ()
+
+    def takes(self, method: str) -> bool:
+        return not self.methods or method in self.methods
+
+
+SOME = (
+    *("full", "head", "bitfit", "ln", "ia3", "lora", "dora", "oft"),
+    *("houlsby", "parallel", "prefix", "reft"),
+)
+"""One of each kind, for the works beside the two of text."""
 
 
 def given(model: nn.Module, method: Method, count: int) -> AbstractContextManager[Any]:
@@ -294,7 +306,7 @@ class Digits:
                 found = torch.cat([logits(some).argmax(-1) for some in pictures.split(50)])
             return (found == classes).float().numpy()
 
-        return Trial(model, adapter, batches, lambda b: F.cross_entropy(logits(b[0]), b[1]), scores)
+        return Trial(model, adapter, batches, loss, scores)
 
 
 # Sequence to sequence: a speller of phonemes learns another dictionary's conventions.
@@ -406,8 +418,17 @@ def works() -> list[Work]:
             shakespeare.name,
             Stories(stories, shakespeare / "input.txt"),
             shakespeare,
+            methods=SOME,
         ),
-        Work("phonemes", "whole words", bart.name, words.name, Phonemes(bart, words), words),
+        Work(
+            "phonemes",
+            "whole words",
+            bart.name,
+            words.name,
+            Phonemes(bart, words),
+            words,
+            methods=SOME,
+        ),
         Work(
             "digits",
             "accuracy",
@@ -417,5 +438,6 @@ def works() -> list[Work]:
             digits,
             steps=100,
             search=40,
+            methods=SOME,
         ),
     ]
