@@ -55,6 +55,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/decoder.py
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/others.py
+	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/page.py
 	$(BIN)/python docs/generate.py

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from growth import slope
 from others import ALONE, WITH_PEER
 
 HERE = Path(__file__).parent
@@ -157,8 +158,8 @@ of memory which part. Each row is of one run, the contestants in turn, medians.
 
 {table}
 
-Every method's step against full fine-tuning's is in [methods.md](methods.md). Not measured yet:
-curves of growth, a GPU.
+Every method's step against full fine-tuning's is in [methods.md](methods.md). No GPU was there to
+measure on.
 
 ![Seconds beside the peers and the floor](../benchmarks/results/speed.svg)
 
@@ -166,6 +167,15 @@ The floor is the arithmetic of a step that cannot be left out, at the rate of pl
 measured in the same run (`benchmarks/floor.py`):
 
 {floors}
+
+## How cost grows
+
+A step with LoRA while one size is changed (`benchmarks/growth.py`). The slope is that of the
+seconds' logarithm over the size's between the two largest: 1 is linear, less is better.
+
+{growth}
+
+![Seconds of a step as sizes grow](../benchmarks/results/growth.svg)
 """
 
 
@@ -202,6 +212,48 @@ def draw() -> None:
     figure.savefig(PICTURE, metadata={"Date": None})
 
 
+CURVES = {
+    "blocks": "parameters, more blocks",
+    "width": "parameters, wider",
+    "batch": "examples in a batch",
+    "length": "tokens in an example",
+    "rank": "rank",
+    "sites": "adapted maps",
+    "adapters on the model": "adapters on the model, one active",
+    "adapters in a batch": "adapters mixed in a batch of 32",
+    "attaching": "adapters on the model: attaching one more",
+}
+
+
+def growth() -> str:
+    rows = [("what grows", "from … to", "seconds", "slope", "full fine-tuning's"), ("---",) * 5]
+    for name, found in read("growth")["curves"].items():
+        sizes, seconds = found["sizes"], found["seconds"]
+        told = found.get("slope", slope(sizes, seconds))
+        full = found.get("full", {}).get("slope", "–")
+        ends = f"{sizes[0]:,} … {sizes[-1]:,}", f"{seconds[0]:.3g} … {seconds[-1]:.3g}"
+        rows.append((CURVES[name], *ends, f"{told:.2f}", f"{full:.2f}" if full != "–" else full))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def draw_growth() -> None:
+    """Seconds over size, both in factors of the first, and the line that is linear."""
+    import matplotlib.pyplot as plt
+
+    curves = read("growth")["curves"]
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    for name, found in curves.items():
+        grown, cost = (
+            [one / values[0] for one in values] for values in (found["sizes"], found["seconds"])
+        )
+        axis.plot(grown, cost, marker="o", ms=3, lw=1.2, label=CURVES[name])
+    axis.plot([1, 64], [1, 64], color="#bbbbbb", ls="--", label="linear")
+    axis.set(xscale="log", yscale="log", xlabel="size, times the smallest", ylabel="seconds, times")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    figure.savefig(RESULTS / "growth.svg", metadata={"Date": None})
+
+
 def page() -> str:
     head = ("work", "against", "target", "measured", "")
     rows = [head, ("---",) * len(head), *(target.row() for target in TARGETS)]
@@ -217,9 +269,10 @@ def page() -> str:
         f"{machine['cores']} cores of an {machine['processor']} ({machine['cpu_capability']}), "
         f"torch {torch}."
     )
-    return TEMPLATE.format(about=about, table=table, floors="\n".join(floors))
+    return TEMPLATE.format(about=about, table=table, floors="\n".join(floors), growth=growth())
 
 
 if __name__ == "__main__":
     draw()
+    draw_growth()
     PAGE.write_text(page(), encoding="utf8")

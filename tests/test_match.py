@@ -199,6 +199,7 @@ ERRORS: list[tuple[str, Any, str]] = [
     ("llama", "q_prj", "no site matches 'q_prj'; nearest: 'q_proj' (2 sites)"),
     ("llama", "lm_haed", "nearest: 'lm_head' (1 site)"),
     ("llama", "self_attn.q_prj", "nearest: 'q_proj' (2 sites)"),
+    ("llama", r".*layers\.[0-1]\..*q_proj", "as a regular expression some do: 're:.*layers"),
     ("llama", "atention", "nearest: 'attention'"),
     ("llama", ["q_proj", "nowhere"], "no site matches 'nowhere'"),
     ("llama", "proj", "no site matches 'proj'"),
