@@ -95,4 +95,5 @@ class CompacterPlus(Compacter):
     """Compacter after the feed-forward sublayers only: half the parameters."""
 
     name = "compacter++"
+    learning_rate = 2.7e-2
     targets = ("mlp-output",)

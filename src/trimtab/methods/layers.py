@@ -26,7 +26,7 @@ class Layers(Selection):
     of several towers, each one's."""
 
     name = "layers"
-    learning_rate = 5e-5
+    learning_rate = 1.5e-4
 
     top: int = option(2, "how many of the last blocks train")
 

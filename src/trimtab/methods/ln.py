@@ -30,7 +30,7 @@ class LNTuning(Transform):
     paper = "arXiv:2312.11420"
     targets = ("norms",)
     kinds = frozenset({"norm"})
-    learning_rate = 1e-3
+    learning_rate = 3e-3
     hf: ClassVar[Names | None] = Names(
         "LN_TUNING",
         tensors={"weight": "ln_tuning_layers.weight", "bias": "ln_tuning_layers.bias"},

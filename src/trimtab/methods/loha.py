@@ -28,7 +28,7 @@ class LoHa(Additive):
 
     name = "loha"
     paper = "arXiv:2108.06098"
-    learning_rate = 1e-3
+    learning_rate = 9e-3
     dense = True
     hf: ClassVar[Names | None] = Names(
         peft_type="LOHA",

@@ -33,7 +33,7 @@ class LoKr(Additive):
 
     name = "lokr"
     paper = "arXiv:2309.14859"
-    learning_rate = 1e-3
+    learning_rate = 9e-3
     hf: ClassVar[Names | None] = LOKR_NAMES
 
     rank: int = option(8, "r of D's own factors, where that is less than half its larger side")

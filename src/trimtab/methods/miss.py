@@ -47,7 +47,7 @@ class MiSS(Additive):
 
     name = "miss"
     paper = "arXiv:2409.15371"
-    learning_rate = 1e-3
+    learning_rate = 1.11e-4
     hf: ClassVar[Names | None] = Names(
         peft_type="MISS",
         tensors={"D": "miss_block"},

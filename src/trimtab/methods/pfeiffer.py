@@ -32,6 +32,7 @@ class Pfeiffer(Bottleneck):
 
     name = "pfeiffer"
     paper = "arXiv:2005.00247"
+    learning_rate = 3e-3
     targets = ("mlp-output",)
     kinds: ClassVar[frozenset[str]] = frozenset({"linear", "norm", "block"})
 

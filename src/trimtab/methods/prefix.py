@@ -37,7 +37,7 @@ class PrefixTuning(Prefix):
 
     name = "prefix"
     paper = "arXiv:2101.00190"
-    learning_rate = 1e-2
+    learning_rate = 3e-2
     hf: ClassVar[Names | None] = Names(
         peft_type="PREFIX_TUNING",
         tensors={},

@@ -39,7 +39,7 @@ class RandLoRA(Additive):
 
     name = "randlora"
     paper = "arXiv:2502.00987"
-    learning_rate = 1e-3
+    learning_rate = 3.33e-4
     hf: ClassVar[Names | None] = Names(
         peft_type="RANDLORA",
         tensors={"scale": "randlora_lambda", "gain": "randlora_gamma"},

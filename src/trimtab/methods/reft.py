@@ -40,7 +40,7 @@ class ReFT(Intervention):
     paper = "arXiv:2404.03592"
     targets = ("block",)
     kinds = frozenset({"block", "linear"})
-    learning_rate = 4e-4
+    learning_rate = 1.2e-3
 
     rank: int = option(4, "r, dimensions of the subspace that is edited")
     first: int = option(7, "positions edited at the start of the prompt, in tokens")

@@ -43,6 +43,7 @@ class Road(Transform):
 
     name = "road"
     paper = "arXiv:2409.00119"
+    learning_rate = 9e-3
     kinds = frozenset({"linear", "embedding", "conv"})
     hf: ClassVar[Names | None] = Names(
         peft_type="ROAD",

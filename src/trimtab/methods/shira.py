@@ -49,7 +49,7 @@ class SHiRA(Sparse):
 
     name = "shira"
     paper = "arXiv:2406.13175"
-    learning_rate = 1e-3
+    learning_rate = 3e-3
     hf: ClassVar[Names | None] = Names(
         peft_type="SHIRA",
         tensors={"values": "shira_weight", "indices": "shira_indices"},

@@ -26,7 +26,7 @@ class UniPELT(Composite):
 
     name = "unipelt"
     paper = "arXiv:2110.07577"
-    learning_rate = 5e-4
+    learning_rate = 4.5e-3
     starts_at_base: ClassVar[str | None] = "every position attends to the prefix"
 
     rank: int = option(8, "r of the gated LoRA")

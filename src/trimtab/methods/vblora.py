@@ -32,7 +32,7 @@ class VBLoRA(Additive):
 
     name = "vb-lora"
     paper = "arXiv:2405.15179"
-    learning_rate = 1e-3
+    learning_rate = 3e-3
     starts_at_base: ClassVar[str | None] = "its factors are mixtures of vectors that are not zero"
     hf: ClassVar[Names | None] = VBLORA_NAMES
 

@@ -31,7 +31,7 @@ class VeRA(Additive):
 
     name = "vera"
     paper = "arXiv:2310.11454"
-    learning_rate = 1e-2
+    learning_rate = 3e-2
     hf: ClassVar[Names | None] = Names(
         peft_type="VERA",
         tensors={"b": "vera_lambda_b", "d": "vera_lambda_d"},

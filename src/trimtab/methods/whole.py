@@ -26,6 +26,7 @@ class Whole(Method):
     """A trained copy of everything that a module holds, in the module's own layout and names."""
 
     name = "whole"
+    learning_rate = 1.11e-4
 
     def accepts(self, site: Site) -> str | None:
         if site.parameter is not None or site.rows is not None:
