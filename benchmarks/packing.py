@@ -23,10 +23,14 @@ from typing import Any
 import floor
 import record
 from decoder import RANK, WARM, clocked, common, ours, peer
-from speed import CONTESTANTS, NAMES, output
+from speed import NAMES as KNOWN
+from speed import output
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
 BATCH = 8
+PACKED = "peer_b_packed"
+CONTESTANTS = ("trimtab", "peer_b", PACKED, "peer_a")
+NAMES = {**KNOWN, PACKED: "B, packed"}
 
 
 def main() -> None:
@@ -63,6 +67,7 @@ def conclude(turns: list[dict[str, dict[str, float]]]) -> None:
 
     rates = {one: median(one, "tokens_per_second") for one in CONTESTANTS}
     ratios = {one: round(rates["trimtab"] / rates[one], 3) for one in CONTESTANTS[1:]}
+    ratios["peer_b"] = min(ratios["peer_b"], ratios.pop(PACKED))
     record.write(
         "packing",
         {
@@ -92,11 +97,10 @@ def contest(contestant: str, steps: int) -> dict[str, float]:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.set_seed(0)
-    model = ours() if contestant == "trimtab" else peer(contestant == "peer_b")
-    model.config.use_cache = False  # with a cache transformers does not look for packed texts
+    model = ours() if contestant == "trimtab" else peer(contestant in ("peer_b", PACKED))
     together = {"train_sampling_strategy": "group_by_length"} if contestant == "peer_b" else {}
     arguments = common(BATCH, bf16=contestant == "peer_a", **together)
-    collate = Counted(contestant == "trimtab")
+    collate = Counted(contestant in ("trimtab", PACKED))
     examples = texts(BATCH * (steps + WARM))
     trainer = Trainer(model, arguments, train_dataset=examples, data_collator=collate)
     took, loss = clocked(trainer)

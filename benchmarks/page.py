@@ -56,7 +56,7 @@ FULL = "full fine-tuning with transformers' Trainer"
 A, B = "HF PEFT as its guides show it", "HF PEFT, tuned"
 
 
-def found(method: str, against: str) -> Callable[[Found], float]:
+def ratio(method: str, against: str) -> Callable[[Found], float]:
     return lambda f: f["ratios"][method][against]
 
 
@@ -66,7 +66,7 @@ TARGETS = (
     Target(ENCODER, f"{FULL} as its guides show it", "speed", lambda f: f["ratios"]["full_a"], 8),
     Target(ENCODER, f"{FULL}, tuned", "speed", lambda f: f["ratios"]["full_b"], 2.5),
     *(
-        Target(f"MiniLM, `{one}`, a step", who, "others", found(one, key), bound)
+        Target(f"MiniLM, `{one}`, a step", who, "others", ratio(one, key), bound)
         for one in (*WITH_PEER, *ALONE)
         for who, key, bound in ((A, "peer_a", 2.0), ("full fine-tuning here", "full", 1.0))
         if one in WITH_PEER or key == "full"
@@ -170,12 +170,12 @@ measured in the same run (`benchmarks/floor.py`):
 
 ## How cost grows
 
-A step with LoRA while one size is changed (`benchmarks/growth.py`). The slope is that of the
+Forward and backward with LoRA while one size is changed (`benchmarks/growth.py`). The slope is that of the
 seconds' logarithm over the size's between the two largest: 1 is linear, less is better.
 
 {growth}
 
-![Seconds of a step as sizes grow](../benchmarks/results/growth.svg)
+![Seconds as sizes grow](../benchmarks/results/growth.svg)
 """
 
 
@@ -225,9 +225,17 @@ CURVES = {
 }
 
 
+def curves() -> Found:
+    """None before they are measured."""
+    try:
+        return read("growth")["curves"]
+    except FileNotFoundError:
+        return {}
+
+
 def growth() -> str:
     rows = [("what grows", "from … to", "seconds", "slope", "full fine-tuning's"), ("---",) * 5]
-    for name, found in read("growth")["curves"].items():
+    for name, found in curves().items():
         sizes, seconds = found["sizes"], found["seconds"]
         told = found.get("slope", slope(sizes, seconds))
         full = found.get("full", {}).get("slope", "–")
@@ -240,9 +248,8 @@ def draw_growth() -> None:
     """Seconds over size, both in factors of the first, and the line that is linear."""
     import matplotlib.pyplot as plt
 
-    curves = read("growth")["curves"]
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    for name, found in curves.items():
+    for name, found in curves().items():
         grown, cost = (
             [one / values[0] for one in values] for values in (found["sizes"], found["seconds"])
         )

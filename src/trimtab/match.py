@@ -345,7 +345,8 @@ def _explain(
     if text in ROLES:
         return f"no site has the role {text!r} ({ROLES[text]}) in this model; name modules instead"
     with contextlib.suppress(re.error):
-        if any(re.fullmatch(text, path) for site in known for path in site.paths):
+        fitting = [site for site in known if method.accepts(site) is None]
+        if any(re.fullmatch(text, path) for site in fitting for path in site.paths):
             return f"no site matches {text!r}; as a regular expression some do: 're:{text}'"
     leaves: dict[str, int] = {}
     for site in known:

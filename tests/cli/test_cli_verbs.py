@@ -12,6 +12,8 @@ from typing import Any
 
 import cases
 import pytest
+import torch
+import transformers
 
 import trimtab
 from trimtab.cli.app import app
@@ -139,6 +141,37 @@ def test_many_sites_are_shown_by_block(tmp_path: Path, cli: Cli) -> None:
     assert len(re.findall("[▁▂▃▄▅▆▇█]", line)) == len(norms) == 2
     assert all(site["name"] in whole for site in sites)
     assert len(folded) < len(whole)
+
+
+def test_blocks_stand_one_beneath_the_other(tmp_path: Path, cli: Cli) -> None:
+    """Whichever of them are adapted, and whatever has diverged."""
+    sizes = {**cases.BERT, "num_hidden_layers": 12}
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
+    plan = {"*.layer.[3-9].*.query": trimtab.LoRA(), "*.layer.[0-7].*.value": trimtab.LoRA()}
+    adapter = trimtab.attach(model, plan)
+    cases.perturb(adapter)
+    with torch.no_grad():
+        adapter.members[1].get_parameter("A").fill_(torch.nan)
+    trimtab.save(model, tmp_path)
+    for more in ([], ["--sites"]):
+        outcome = cli("inspect", str(tmp_path), *more)
+        assert (outcome.code, outcome.err) == (0, "")
+        assert "nan" in outcome.out
+    lines = cli("inspect", str(tmp_path)).out.splitlines()
+    (query,) = (one for one in lines if ".*.attention.self.query" in one)
+    (value,) = (one for one in lines if ".*.attention.self.value" in one)
+    columns = {line: re.search("[!▁▂▃▄▅▆▇█]+", line) for line in (query, value)}
+    assert all(columns.values())
+    assert columns[query].start() == columns[value].start() + 3
+    assert [len(found[0]) for found in columns.values()] == [7, 8]
+
+
+def test_blocks_themselves_are_folded(tmp_path: Path, cli: Cli) -> None:
+    sizes = {**cases.BERT, "num_hidden_layers": 14}
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
+    cases.perturb(trimtab.attach(model, trimtab.ReFT()))
+    trimtab.save(model, tmp_path)
+    assert re.search(r"bert\.encoder\.layer\.\*\s+14 ", cli("inspect", str(tmp_path)).out)
 
 
 def test_inspect_a_folder_of_hf_peft(tmp_path: Path, cli: Cli) -> None:

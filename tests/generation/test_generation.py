@@ -14,6 +14,8 @@ from prompted import logits, tiny, tokens
 from torch import Tensor
 
 import trimtab
+from trimtab.core.errors import InputError
+from trimtab.testing.architectures import LLAMA
 
 DECODERS = ["llama", "qwen3", "gpt2"]
 NAMES = pytest.mark.parametrize("name", [*DECODERS, "t5", "bart"])
@@ -91,6 +93,27 @@ def test_the_cache_changes_nothing(name: str, kind: Any, attention: str) -> None
     found = logits(model, inputs | more)
     trimtab.activate(model, None)
     assert (logits(model, inputs | more) - found).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", [_prompt, _prefix, _decoders], ids=["prompt", "prefix", "both"])
+@pytest.mark.parametrize("name", ["mistral", "gemma3_text"])
+def test_windows(name: str, kind: Any) -> None:
+    """Where each position sees the last few alone, a static cache's masks do not show the rest."""
+    config = hf.AutoConfig.for_model(
+        name,
+        **{**LLAMA, "head_dim": 8, "sliding_window": 4, "sliding_window_pattern": 2},
+    )
+    model: Any = hf.AutoModelForCausalLM.from_config(config).eval()
+    trimtab.activate(model, kind(model))
+    inputs = {"input_ids": tokens(2, 8), "attention_mask": torch.ones(2, 8, dtype=torch.long)}
+    expected = model.generate(**inputs, use_cache=False, **GREEDY)
+    assert torch.equal(model.generate(**inputs, **GREEDY), expected)
+    if name == "mistral" and kind is not _prefix:
+        with pytest.raises(InputError, match="nothing but windows"):
+            model.generate(**inputs, cache_implementation="static", **GREEDY)
+        return
+    static = model.generate(**inputs, cache_implementation="static", **GREEDY)
+    assert torch.equal(static, expected)
 
 
 @KIND

@@ -208,6 +208,31 @@ def calls(follow: Callable[[Any, str], list[Any]]) -> list[Any]:
     return follow(attention, "_all")
 
 
+@pytest.mark.parametrize(("length", "kept"), [(64, True), (65, False)])
+def test_the_weights_of_short_texts_are_kept(
+    length: int, kept: bool, follow: Callable[[Any, str], list[Any]]
+) -> None:
+    made_again = follow(Blockwise, "apply")
+    q = torch.randn(1, 2, length, D, requires_grad=True)
+    module = nn.Module()
+    attention.attend(module, q, q, q, None, is_causal=True)[0].sum().backward()
+    assert bool(made_again) is not kept
+
+
+@pytest.mark.parametrize(("keys", "wide"), [(31, torch.float32), (32, torch.bfloat16)])
+def test_few_keys_are_weighed_in_fp32(
+    keys: int, wide: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(
+        torch.Tensor, "softmax", lambda x, dim, dtype: seen.append(dtype) or softmax(x, dim, dtype)
+    )
+    q = torch.randn(1, 2, keys, D, dtype=torch.bfloat16)
+    assert attention._all(q, q, q, None, False, 1.0).dtype == torch.bfloat16
+    assert seen == [wide]
+
+
 @pytest.mark.parametrize("short", [0, 64])
 @pytest.mark.parametrize("make", [llama, bert, vit])
 @pytest.mark.parametrize("method", [trimtab.LoRA(rank=2), trimtab.PrefixTuning(length=3)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 _BAR, _FEW = 30, 12
 _HEIGHTS = "▁▂▃▄▅▆▇█"
-_BLOCK = re.compile(r"\.\d+\.")
+_BLOCK = re.compile(r"\.(\d+)(?=\.|$)")
 
 
 def register(app: typer.Typer) -> None:
@@ -62,10 +63,10 @@ def _picture(console: Any, sites: list[SavedSite]) -> None:
     """Each site on a line of its own, with a bar."""
     from trimtab.cli.table import show
 
-    largest = max((site.norm or 0.0 for site in sites), default=0.0) or 1.0
+    largest = _largest(sites)
     rows = []
     for site in sites:
-        bar = "█" * round(_BAR * (site.norm or 0.0) / largest)
+        bar = "█" * round(_BAR * site.norm / largest) if _known(site) else ""
         rows.append((site.name, _norms([site]), bar, _shapes(site)))
     head = ("site", "norm", "change", "tensors")
     show(console, head, rows, right=("norm",), drop=("change", "tensors"))
@@ -75,26 +76,46 @@ def _blocks(console: Any, sites: list[SavedSite]) -> None:
     """The sites that differ in the number of their block alone on one line, a column a block."""
     from trimtab.cli.table import show
 
-    largest = max((site.norm or 0.0 for site in sites), default=0.0) or 1.0
-    places: dict[tuple[str, str], list[SavedSite]] = {}
+    largest = _largest(sites)
+    places: dict[tuple[str, str], dict[int, SavedSite]] = {}
     for site in sites:
-        places.setdefault((_BLOCK.sub(".*.", site.name, 1), site.method), []).append(site)
+        block = _BLOCK.search(site.name)
+        place = _BLOCK.sub(".*", site.name, 1), site.method
+        places.setdefault(place, {})[int(block[1]) if block else 0] = site
     rows = []
     for (place, _), alike in places.items():
-        columns = "".join(
-            "·" if site.norm is None else _HEIGHTS[round(7 * site.norm / largest)] for site in alike
-        )
-        shapes = {_shapes(site) for site in alike}
+        columns = "".join(_column(alike.get(block), largest) for block in range(max(alike) + 1))
+        shapes = {_shapes(site) for site in alike.values()}
         tensors = shapes.pop() if len(shapes) == 1 else "of several shapes"
-        rows.append((place, str(len(alike)), _norms(alike), columns, tensors))
+        norms = _norms([alike[block] for block in sorted(alike)])
+        rows.append((place, str(len(alike)), norms, columns, tensors))
     head = ("sites", "count", "norm", "by block", "tensors")
     show(console, head, rows, right=("count", "norm"), drop=("tensors", "count"))
+
+
+def _column(site: SavedSite | None, largest: float) -> str:
+    if site is None:
+        return " "
+    if site.norm is None:
+        return "·"
+    return _HEIGHTS[round(7 * site.norm / largest)] if _known(site) else "!"
+
+
+def _known(site: SavedSite) -> bool:
+    """Whether it has a norm that can be drawn: what has diverged has none."""
+    return site.norm is not None and math.isfinite(site.norm)
+
+
+def _largest(sites: list[SavedSite]) -> float:
+    return max((site.norm for site in sites if _known(site)), default=0.0) or 1.0
 
 
 def _norms(sites: list[SavedSite]) -> str:
     known = [site.norm for site in sites if site.norm is not None]
     if not known:
         return "–"
+    if odd := [norm for norm in known if not math.isfinite(norm)]:
+        return f"{odd[0]}"
     low, high = f"{min(known):.3f}", f"{max(known):.3f}"
     return low if low == high else f"{low} … {high}"
 

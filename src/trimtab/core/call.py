@@ -86,15 +86,14 @@ class Call:
 
     def refuse_packed(self, stack: str | None) -> None:
         """For a law that sees an example as a whole: several in a row are none of them."""
-        counted = self.positions.get(stack or "")
-        if counted is None or torch.compiler.is_compiling():
+        counted = self.positions.pop(stack or "", None)  # asked once a call
+        if counted is None:
             return
-        if (counted.diff(dim=-1) != 1).any():
-            raise InputError(
-                "several examples are packed into one row (position_ids start anew within it), and "
-                "an active adapter reads or extends an example as a whole, which would be all of "
-                "them: give each example a row of its own, with an attention_mask"
-            )
+        one = (counted.diff(dim=-1) == 1).all()
+        if torch.compiler.is_compiling():
+            torch._assert_async(one, _PACKED)
+        elif not one:
+            raise InputError(_PACKED)
 
     def mask(self, stack: str | None, x: Tensor) -> Tensor | None:
         """The mask (batch, positions) of the positions of x (batch, positions, …), if one is
@@ -164,6 +163,13 @@ class Call:
             unlabelled=None if self.unlabelled is None else rows(self.unlabelled),
             rows=(index, batch),  # taps are cut where they are read: there is one a site
         )
+
+
+_PACKED = (
+    "several examples are packed into one row (position_ids start anew within it), and an active "
+    "adapter reads or extends an example as a whole, which would be all of them: give each example "
+    "a row of its own, with an attention_mask"
+)
 
 
 def rows(

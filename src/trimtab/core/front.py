@@ -1,4 +1,5 @@
-"""What stands before the input: prompts and prefixes, as the active adapters are composed."""
+"""What stands before the input: prompts and prefixes, as the active adapters are composed, and the
+masks, positions and caches that make room for them."""
 
 from __future__ import annotations
 
@@ -112,3 +113,44 @@ def _joined(tensors: list[Tensor], ndim: int) -> Tensor:
         lone = [tensor[None] if tensor.ndim == ndim else tensor for tensor in tensors]
         tensors = [repeated(tensor, batch, "task_ids or route") for tensor in lone]
     return torch.cat(tensors, dim=-2)
+
+
+def flat(mask: Any, facts: Mapping[str, Any], positions: int) -> Any:
+    """For a static cache `generate` writes masks out, (batch, 1, queries, keys), before it knows of
+    a prompt: the mask (batch, positions) that they came from has what any query may look at."""
+    cache = facts.get("past_key_values")
+    if not getattr(cache, "is_compileable", False):
+        return mask
+    if isinstance(mask, Mapping):
+        mask = mask.get("full_attention")
+    elif all(getattr(cache, "is_sliding", [False])):
+        raise InputError(
+            "a prompt cannot be put into a static cache that holds nothing but windows: generate "
+            "with the dynamic one, which is the default"
+        )
+    if not isinstance(mask, Tensor) or mask.ndim == 2:
+        return mask
+    seen = mask[:, 0, :, :positions]
+    return (seen if seen.dtype == torch.bool else seen == 0).any(1).long()
+
+
+def in_front(mask: Any, n: int) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        what = f"one of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask)
+        raise InputError(f"a prompt extends an attention mask (batch, positions), not {what}")
+    return torch.cat([mask.new_ones(mask.shape[0], n), mask], dim=1)
+
+
+def counted(ids: Tensor, n: int, start: int) -> Tensor:
+    """Positions with those of a prompt before them, which count from `start`."""
+    first = torch.arange(start, start + n, device=ids.device, dtype=ids.dtype)
+    first = first.expand(*ids.shape[:-1], n)
+    return torch.cat([first, ids + n], dim=-1)
+
+
+def lengthen_cache(cache: Any, n: int) -> None:
+    """A cache of fixed size was sized for the caller's positions alone."""
+    cache = getattr(cache, "self_attention_cache", cache)
+    for layer in getattr(cache, "layers", ()):
+        if hasattr(layer, "max_cache_len") and not getattr(layer, "is_initialized", True):
+            layer.max_cache_len += n

@@ -9,6 +9,7 @@ transformers' models share (`input_ids`, `inputs_embeds`, `attention_mask`, `pos
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from trimtab.core.call import facts as checked
 from trimtab.core.compose import over, routes
 from trimtab.core.delta import Delta
 from trimtab.core.errors import InputError
-from trimtab.core.front import positions, prompts
+from trimtab.core.front import counted, flat, in_front, lengthen_cache, positions, prompts
 from trimtab.core.host import Companion, Switch
 from trimtab.core.method import Beside, Combine, Prompt
 from trimtab.core.operator import Operator
@@ -118,7 +119,7 @@ class EnterStack:
         past = facts.get("past_key_values")
         call.past[self.name] = length = _seen(past)
         call.cached[self.name] = past is not None
-        self._count(facts, call)
+        self._count(stack, facts, call)
         companion = stack._modules.get("deltas")
         if isinstance(companion, Companion) and companion.acts():
             prompt = prompts(companion, _given(facts).shape[0])
@@ -137,13 +138,15 @@ class EnterStack:
             call.takes(_given(facts).shape[:2])
         return (), facts
 
-    def _count(self, facts: Mapping[str, Any], call: Call) -> None:
-        """Positions that start anew tell examples of one row apart where no mask of padding does:
-        so transformers reads them."""
-        ids, mask = facts.get("position_ids"), facts.get("attention_mask")
-        padded = isinstance(mask, Tensor) and mask.ndim == 2
-        if isinstance(ids, Tensor) and ids.ndim == 2 and not padded and not call.past[self.name]:
+    def _count(self, stack: Any, facts: Mapping[str, Any], call: Call) -> None:
+        """Where transformers would take positions that start anew for further examples."""
+        ids = facts.get("position_ids")
+        if facts.get("attention_mask") is not None or call.cached[self.name]:
+            return
+        if isinstance(ids, Tensor) and ids.ndim == 2:
             call.positions[self.name] = ids
+            if _caches(stack, facts) and not torch.compiler.is_compiling():
+                _warn_packed(ids)
 
     def _prompt(
         self,
@@ -157,22 +160,23 @@ class EnterStack:
         n = prompt.shape[-2]
         mask, ids = facts.get("attention_mask"), facts.get("position_ids")
         if mask is not None:
-            theirs = _positions(facts) + max(0, past - n)
-            facts["attention_mask"] = _in_front(_flat(mask, facts, theirs), n)
+            mask = flat(mask, facts, _positions(facts) + max(0, past - n))
+            facts["attention_mask"] = None if mask is None else in_front(mask, n)
         if not past:
             embeds = self._embeds(stack, facts)
             batch = embeds.shape[0]
             prompt = prompt[None] if prompt.ndim == 2 else prompt
             prompt = repeated(prompt, batch, "task_ids or route")
             facts["inputs_embeds"] = torch.cat([prompt.to(embeds), embeds], dim=1)
-            _lengthen_cache(facts.get("past_key_values"), n)
+            lengthen_cache(facts.get("past_key_values"), n)
             types = facts.get("token_type_ids")
             if isinstance(types, Tensor):
                 facts["token_type_ids"] = torch.cat([types[:, :1].expand(-1, n), types], dim=1)
             kept = _kept(companion, self.read)
             self.switch.call.prompted[self.name] = 0 if kept else n
         if isinstance(ids, Tensor):
-            facts["position_ids"] = ids + n if past else _counted(ids, n)
+            rows = [t.padding_idx + 1 for t in self.tables if t.padding_idx is not None]
+            facts["position_ids"] = ids + n if past else counted(ids, n, max(rows, default=0))
 
     def _embeds(self, stack: Any, facts: dict[str, Any]) -> Tensor:
         ids = facts.get("input_ids")
@@ -192,12 +196,10 @@ class EnterStack:
         facts["position_ids"] = ids + n
 
     def _refuse_overflow(self, facts: Mapping[str, Any], past: int, prompt: int, n: int) -> None:
-        ids = facts.get("position_ids")  # of rows that hold several examples, less than positions
-        last = int(ids.max()) + 1 if isinstance(ids, Tensor) and self.tables else None
-        given = n + (_positions(facts) + past if last is None else last)
+        given = _positions(facts) + past + n
         for table in self.tables:
             room = table.num_embeddings - _first_row(table)
-            if given > room:
+            if given > room and self._longest(given - n) + n > room:
                 added = f"a prompt of {prompt}" if prompt else f"a prefix of {n}"
                 left = room - prompt - n
                 what = f"the input to {left} tokens" if left > 0 else f"{added} itself"
@@ -206,6 +208,13 @@ class EnterStack:
                     f"and {added} takes its part of them; shorten {what}"
                 )
 
+    def _longest(self, positions: int) -> int:
+        """Of the examples that are packed into these positions."""
+        ids = self.switch.call.positions.get(self.name)
+        if ids is None or torch.compiler.is_compiling():
+            return positions
+        return int(ids.max() - ids.min()) + 1
+
     @staticmethod
     def _lengthen_encoder_mask(facts: dict[str, Any]) -> None:
         """A decoder reads the encoder's prompt too, of which the caller's mask knows nothing."""
@@ -213,7 +222,25 @@ class EnterStack:
         if isinstance(states, Tensor) and isinstance(mask, Tensor) and mask.ndim == 2:
             missing = states.shape[1] - mask.shape[1]
             if missing > 0:
-                facts["encoder_attention_mask"] = _in_front(mask, missing)
+                facts["encoder_attention_mask"] = in_front(mask, missing)
+
+
+def _caches(stack: Any, facts: Mapping[str, Any]) -> bool:
+    """Whether the stack makes a cache, though none was given."""
+    asked = facts.get("use_cache")
+    return bool(
+        getattr(getattr(stack, "config", None), "use_cache", False) if asked is None else asked
+    )
+
+
+def _warn_packed(ids: Tensor) -> None:
+    if (ids.diff(dim=-1) != 1).any():
+        warnings.warn(
+            "several examples are packed into one row (position_ids start anew within it), and a "
+            "cache is made: transformers then lets them see each other; call the model with "
+            "use_cache=False",
+            stacklevel=2,
+        )
 
 
 class ShiftPositions:
@@ -259,39 +286,6 @@ def _seen(past: Any) -> int:
     """How many positions a cache holds."""
     length = getattr(past, "get_seq_length", None)
     return int(length()) if length is not None else 0
-
-
-def _flat(mask: Any, facts: Mapping[str, Any], positions: int) -> Any:
-    """For a static cache `generate` writes masks out, (batch, 1, queries, keys), before it knows of
-    a prompt: what the last query may look at is the mask (batch, positions) that they came from."""
-    if not getattr(facts.get("past_key_values"), "is_compileable", False):
-        return mask
-    if isinstance(mask, Mapping):
-        mask = mask.get("full_attention")
-    if not isinstance(mask, Tensor) or mask.ndim == 2:
-        return mask
-    last = mask[:, 0, -1, :positions]
-    return (last if last.dtype == torch.bool else last == 0).long()
-
-
-def _in_front(mask: Any, n: int) -> Tensor:
-    if not isinstance(mask, Tensor) or mask.ndim != 2:
-        what = f"one of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask)
-        raise InputError(f"a prompt extends an attention mask (batch, positions), not {what}")
-    return torch.cat([mask.new_ones(mask.shape[0], n), mask], dim=1)
-
-
-def _counted(ids: Tensor, n: int) -> Tensor:
-    first = torch.arange(n, device=ids.device, dtype=ids.dtype).expand(*ids.shape[:-1], n)
-    return torch.cat([first, ids + n], dim=-1)
-
-
-def _lengthen_cache(cache: Any, n: int) -> None:
-    """A cache of fixed size was sized for the caller's positions alone."""
-    cache = getattr(cache, "self_attention_cache", cache)
-    for layer in getattr(cache, "layers", ()):
-        if hasattr(layer, "max_cache_len") and not getattr(layer, "is_initialized", True):
-            layer.max_cache_len += n
 
 
 def _kept(companion: Companion, read: bool) -> bool:

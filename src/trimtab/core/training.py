@@ -37,10 +37,10 @@ def parameters(
         for parameter in adapter.parameters()
         if parameter.requires_grad
     ]
-    if not found and any(not one.trainable for one in acting):
-        names = ", ".join(repr(one.name) for one in acting)
+    still = [repr(one.name) for one in acting if not one.trainable]
+    if still and not found:
         warnings.warn(
-            f"{names} does not train, as it was loaded: trimtab.load(…, trainable=True)",
+            f"nothing trains: {', '.join(still)} was loaded without trainable=True",
             stacklevel=2,
         )
     rates = {parameter: rate for one in acting for parameter, rate in one.rates().items()}
