@@ -1,8 +1,8 @@
-"""How cost grows: forward and backward with LoRA as model, batch, length, rank, sites and adapters grow.
+"""How the cost of a step with LoRA grows with model, batch, length, rank, sites and adapters.
 
     python benchmarks/growth.py [--rounds 5]
 
-A Llama of width 256 with 4 blocks and random weights in bf16, 4 x 128 tokens, LoRA of rank 8 on all
+Forward and backward of a Llama of width 256 with 4 blocks and random weights in bf16, 4 x 128 tokens, LoRA of rank 8 on all
 linear maps; one of its sizes is changed at a time, the sizes in turn, medians of rounds. The slope
 is that of the seconds' logarithm over the size's, between the two largest: 1 is linear, below 1
 something fixed is shared by more. Beside it that of full fine-tuning's, where there is one:

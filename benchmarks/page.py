@@ -170,8 +170,8 @@ measured in the same run (`benchmarks/floor.py`):
 
 ## How cost grows
 
-Forward and backward with LoRA while one size is changed (`benchmarks/growth.py`). The slope is that of the
-seconds' logarithm over the size's between the two largest: 1 is linear, less is better.
+Forward and backward with LoRA while one size is changed (`benchmarks/growth.py`). The slope is that
+of the seconds' logarithm over the size's between the two largest: 1 is linear, less is better.
 
 {growth}
 

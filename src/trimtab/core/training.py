@@ -103,7 +103,7 @@ def after_backward(model: nn.Module, step: int, total: int) -> None:
     switch = record(model).switch
     switch.scheduled |= set(switch.active)
     for adapter in record(model).acting():
-        for method, sites in _by_method(adapter).items():
+        for method, sites in _live_by_method(adapter).items():
             if not scheduled(method):
                 continue
             pieces = sharded.Pieces()
@@ -149,7 +149,7 @@ def warn_unready(model: nn.Module, adapter: Adapter) -> None:
         )
 
 
-def _by_method(adapter: Adapter) -> dict[Method, dict[str, Values]]:
+def _live_by_method(adapter: Adapter) -> dict[Method, dict[str, Values]]:
     found: dict[Method, dict[str, Values]] = {}
     for site, delta in adapter.deltas():
         if adapter.trainable:
