@@ -2,11 +2,12 @@
 
     python benchmarks/growth.py [--rounds 5]
 
-Forward and backward of a Llama of width 256 with 4 blocks and random weights in bf16, 4 x 128 tokens, LoRA of rank 8 on all
-linear maps; one of its sizes is changed at a time, the sizes in turn, medians of rounds. The slope
-is that of the seconds' logarithm over the size's, between the two largest: 1 is linear, below 1
-something fixed is shared by more. Beside it that of full fine-tuning's, where there is one:
-attention grows with the square of the length whatever is trained. Writes results/growth.json.
+Forward and backward of a Llama of width 256 with 4 blocks and random weights in bf16, 4 x 128
+tokens, LoRA of rank 8 on all linear maps; one of its sizes is changed at a time, the sizes in turn,
+medians of rounds. The slope is that of the seconds' logarithm over the size's, between the two
+largest: 1 is linear, below 1 something fixed is shared by more. Beside it that of full
+fine-tuning's, where there is one: attention grows with the square of the length whatever is
+trained. Writes results/growth.json.
 """
 
 from __future__ import annotations
