@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from runs import RESULTS
 
+from trimtab.core.method import Method
 from trimtab.core.registry import methods
 
 WORKS = ("rotten_tomatoes", "banking77")
@@ -25,8 +26,12 @@ def searched(work: str) -> dict[str, Found]:
     for path in sorted((RESULTS / work).glob("*/search-*.json")):
         run = json.loads(path.read_text(encoding="utf8"))
         if "validation" in run:
-            rows.setdefault(run["row"], {})[float(f"{run['lr']:.2g}")] = run["validation"]
+            rows.setdefault(run["row"], {})[_written(run["lr"])] = run["validation"]
     return rows
+
+
+def _written(lr: float) -> float:
+    return float(f"{lr:.3g}")
 
 
 def _of(method: str, rows: dict[str, Found]) -> Found:
@@ -35,22 +40,39 @@ def _of(method: str, rows: dict[str, Found]) -> Found:
     return rows.get(method) or next(iter(sizes), {})
 
 
+def means(found: list[Found]) -> Found:
+    """Rate -> mean metric of both works, of the rates that were tried on both."""
+    common = set.intersection(*(set(one) for one in found))
+    return {lr: sum(one[lr] for one in found) / len(found) for lr in common}
+
+
 def of_both(found: list[Found], own: float) -> float | None:
     """The rate that serves both, if any was tried on both."""
-    common = set.intersection(*(set(one) for one in found))
-    means = {lr: sum(one[lr] for one in found) / len(found) for lr in common}
-    near = [lr for lr, mean in means.items() if mean >= max(means.values()) - NEAR]
+    both = means(found)
+    near = [lr for lr, mean in both.items() if mean >= max(both.values()) - NEAR]
     return own if own in near else min(near, default=None)
 
 
 def lines() -> Iterator[str]:
-    """A table: the rate that a method has, the best of each search, the one for both."""
-    yield f"| method | its own | {' | '.join(f'best on {work}' for work in WORKS)} | for both |"
+    """A table: the rate that a method has, the best of each search, what its own costs."""
+    yield f"| method | its own | {' | '.join(f'best on {work}' for work in WORKS)} | short by |"
     yield "|---|---|---|---|---|"
     every = [searched(work) for work in WORKS]
     for name, method in methods().items():
         found = [_of(name, rows) for rows in every]
-        best = [f"{max(one, key=lambda lr: one[lr]):.2g}" if one else "–" for one in found]
-        both = of_both(found, method.learning_rate)
-        cells = (f"`{name}`", f"{method.learning_rate:.2g}", *best, f"{both:.2g}" if both else "–")
+        best = [f"{max(one, key=lambda lr: one[lr]):.3g}" if one else "–" for one in found]
+        cells = (f"`{name}`", f"{method.learning_rate:.3g}", *best, _short(found, method))
         yield f"| {' | '.join(cells)} |"
+
+
+def _short(found: list[Found], method: type[Method]) -> str:
+    """By how much its own rate's mean lies below the best; another where that serves better."""
+    both, own = means(found), _written(method.learning_rate)
+    if not both:
+        return "–"
+    if own not in both:
+        return f"not tried; {of_both(found, own):.3g} serves both"
+    short = f"{max(both.values()) - both[own]:.3f}"
+    return (
+        short if of_both(found, own) == own else f"{short}; {of_both(found, own):.3g} serves both"
+    )

@@ -413,7 +413,7 @@ def works() -> list[Work]:
         Work(banking.name, "accuracy", "MiniLM-L6", banking.name, Text(banking), banking),
         Work(
             "shakespeare",
-            "log-likelihood",
+            "log-likelihood a token (nats)",
             stories.name,
             shakespeare.name,
             Stories(stories, shakespeare / "input.txt"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,6 +83,23 @@ def test_eval_on_new_data(run: str, reviews: Path, tmp_path: Path, cli: Cli) -> 
     assert (result["data"], result["split"], result["value"]["n"]) == (str(new), None, 1)
     result = json.loads(cli("eval", run, "--data", "-", "--json", stdin=reviews.read_text()).out)
     assert result["value"]["n"] == 60
+
+
+def test_new_data_need_not_have_the_runs_names(run: str, tmp_path: Path, cli: Cli) -> None:
+    """Where a run's columns were named, lines of text remain lines of text."""
+    other = Path(shutil.copytree(run, tmp_path / "run"))
+    config = (other / "config.yaml").read_text(encoding="utf8")
+    named = re.sub(r"(?m)^(text|label)_column: .*$", r"\1_column: \1 as said", config)
+    assert named != config
+    (other / "config.yaml").write_text(named, encoding="utf8")
+    for lines in ("a fine film\n", "a fine film\ndull and lifeless\n"):
+        found = cli("predict", str(other), stdin=lines)
+        assert (found.code, found.err) == (0, "")
+        assert [json.loads(one)["text"] for one in found.out.splitlines()] == lines.splitlines()
+    table = "text as said,label as said\nA lovely film,good\n"
+    assert json.loads(cli("predict", str(other), stdin=table).out)["text"] == "A lovely film"
+    usual = cli("eval", str(other), "--data", "-", "--json", stdin=table.replace(" as said", ""))
+    assert json.loads(usual.out)["value"]["n"] == 1
 
 
 def test_columns_of_new_data_are_named(run: str, tmp_path: Path, cli: Cli) -> None:

@@ -51,20 +51,6 @@ def test_share(part, whole, written):
 
 
 @pytest.mark.parametrize(
-    ("number", "written"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1_363_000, "1.36 MB"),
-        (999_900, "1 MB"),
-        (14_500_000_000, "14.5 GB"),
-    ],
-)
-def test_size(number, written):
-    assert numbers.size(number) == written
-
-
-@pytest.mark.parametrize(
     ("seconds", "written"),
     [
         (0.84, "0.8 s"),
@@ -80,7 +66,6 @@ def test_duration(seconds, written):
     assert numbers.duration(seconds) == written
 
 
-@given(st.integers(0, 10**15), st.floats(0, 1e9))
-def test_any_size_and_duration_is_short(number, seconds):
-    assert len(numbers.size(number)) <= 8
+@given(st.floats(0, 1e9))
+def test_any_duration_is_short(seconds):
     assert len(numbers.duration(seconds)) <= 15

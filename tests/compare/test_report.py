@@ -63,7 +63,7 @@ def test_shows_every_number(report):
     text = Page(render(report)).text
     for shown in [
         "0.644", "[0.615, 0.672]", "0.650", "+0.010", "[−0.004, +0.024] includes zero",
-        "338,690", "(1.47 %)", "1 min 23 s", "11 s", "1.36 MB", "19 kB",
+        "338,690", "(1.47 %)", "1 min 23 s", "11 s", "1.30 MiB", "18.6 KiB",
         "1,066 in the test split", "Gained: 231", "(20 shown)", "Lost: 12", "70 sites",
         "two cores, no accelerator", "3 rows are longer", "Example 19", "Docstrings with LoRA",
     ]:  # fmt: skip

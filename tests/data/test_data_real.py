@@ -35,7 +35,7 @@ def test_leaks_that_the_data_came_with_are_noted(columns):
     n = sum(text in shared for text in splits.validation["text"][:])
     assert n > 0
     assert [note for note in splits.notes if "rows of validation" in note] == [
-        f"Warning: {n:,} of the 700 rows of validation have the same text as a row of train, "
+        f"{n:,} of the 700 rows of validation have the same text as a row of train, "
         "so its scores flatter."
     ]
 

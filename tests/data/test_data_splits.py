@@ -108,7 +108,7 @@ def test_texts_shared_with_train_are_counted_and_kept(write, reviews, columns):
     folder = write("data/test.csv", reviews(10, 26)).parent
     splits = load(str(folder), columns)
     assert splits.notes == (
-        "Warning: 4 of the 10 rows of test have the same text as a row of train, "
+        "4 of the 10 rows of test have the same text as a row of train, "
         "so its scores flatter.",
     )
     assert len(splits.test) == 10

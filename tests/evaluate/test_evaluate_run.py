@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from trimtab.evaluate.run import evaluate
 from trimtab.tune import hardware, positions
@@ -42,6 +43,23 @@ def test_the_base_is_the_same_bit_for_bit(config: Config, fastest: str) -> None:
         positions.narrow(again.model)
     for split in ("validation", "test"):
         assert np.array_equal(again.logits(work.encoded[split]), work.outputs["base"][split])
+
+
+@pytest.mark.parametrize("fastest", ["sdpa", "eager", "blockwise"])
+def test_a_run_that_goes_on_finds_the_same_first_rows(config: Config, fastest: str) -> None:
+    """With its choices pinned; the base's, the head's, and where the new head begins."""
+    once, _ = _ready(Run(Path(config.out)), config, QUIET)
+    pinned = once.session.config.model_copy(deep=True)
+    assert pinned.attention == fastest
+    again, _ = _ready(Run(Path(config.out)), pinned, QUIET)
+    for row in ("base", "head"):
+        for split in ("validation", "test"):
+            assert np.array_equal(again.outputs[row][split], once.outputs[row][split])
+    assert once.probed is not None
+    assert again.probed is not None
+    begun = once.probed.state_dict()
+    for name, tensor in again.probed.state_dict().items():
+        assert torch.equal(tensor, begun[name])
 
 
 @pytest.mark.parametrize("fastest", ["eager"])

@@ -44,18 +44,6 @@ def share(part: int, whole: int) -> str:
     return f"{min(percent, 99.99):.2f} %" if percent < 10 else f"{min(percent, 99.9):.1f} %"
 
 
-def size(number: int) -> str:
-    """1.36 MB, in powers of a thousand, as disks are sold and `ls -h --si` writes."""
-    if number < 1000:
-        return f"{number} B"
-    scaled = float(number)
-    for unit in ("kB", "MB", "GB", "TB"):
-        scaled /= 1000
-        if scaled < 999.5 or unit == "TB":
-            break
-    return f"{scaled:.3g} {unit}" if scaled < 999.5 else f"{scaled:,.0f} {unit}"
-
-
 def duration(seconds: float) -> str:
     """0.8 s, 42 s, 3 min 12 s, 1 h 04 min."""
     if not math.isfinite(seconds):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.compare import blocks, charts, numbers
+from trimtab.core.counts import size
 from trimtab.evaluate.bootstrap import Interval
 from trimtab.store.files import write_text
 
@@ -104,7 +105,7 @@ def render(report: Report) -> str:
         "metric": numbers.metric,
         "bounds": numbers.bounds,
         "count": numbers.count,
-        "size": numbers.size,
+        "size": size,
         "duration": numbers.duration,
         "excerpt": excerpt,
     }

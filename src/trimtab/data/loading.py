@@ -16,6 +16,8 @@ from trimtab.data.splits import (
     Splits,
     as_dataset,
     hold_out,
+    rare_notes,
+    refuse_own_labels,
     refuse_single_label,
     shared_note,
     without_unseen,
@@ -55,9 +57,13 @@ def load(
         notes += more
     absent = [split for split in SPLITS if split not in parts]
     if absent:
+        if label:
+            refuse_own_labels(parts["train"], label)
         made, note = hold_out(parts["train"], absent, label, seed)
         parts |= made
         notes.append(note)
+    if label:
+        notes += rare_notes(parts["train"], label)
     parts = _with_common_columns(parts)
     for split in ("validation", "test"):
         notes += shared_note(split, parts[split], parts["train"], columns)

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from trimtab.core.errors import InputError, nearest
-from trimtab.data.columns import Column
+from trimtab.data.columns import Column, printable
 from trimtab.data.formats import Fault
 from trimtab.data.rows import SHOWN, Rows
 
@@ -114,6 +114,32 @@ def refuse_single_label(train: Rows, label: str) -> None:
         )
 
 
+def refuse_own_labels(train: Rows, label: str) -> None:
+    """Where most rows have a label of their own, nothing can be held out, and another column is
+    meant: an `InputError`."""
+    counts = Counter(train.columns[label])
+    once = [value for value, n in counts.items() if n == 1]
+    if len(train) >= 2 * ENOUGH and len(once) > len(train) / 2:
+        shown = " and ".join(repr(printable(value)) for value in once[:2])
+        raise InputError(
+            f"{train.where} has {len(counts):,} different labels in {len(train):,} rows, most of "
+            f"them once, such as {shown}: is this the label, and not the text or a number? Say "
+            "which columns are meant with --text-column and --label-column"
+        )
+
+
+def rare_notes(train: Rows, label: str) -> tuple[str, ...]:
+    """A sentence on each label that occurs once beside labels of many rows: is it mistyped?"""
+    counts = Counter(train.columns[label])
+    common = [value for value, n in counts.items() if n >= ENOUGH]
+    once = [value for value, n in counts.items() if n == 1] if common else []
+    return tuple(
+        f"The {label} {printable(value)!r} occurs once in {len(train):,} rows; "
+        f"{nearest(value, sorted(common))}."
+        for value in once[:SHOWN]
+    )
+
+
 def without_unseen(part: Rows, train: Rows, label: str) -> Rows:
     """`part` with a fault in place of each row whose label is not in `train`."""
     seen = set(train.columns[label])
@@ -138,7 +164,7 @@ def shared_note(split: str, part: Rows, train: Rows, columns: Sequence[Column]) 
     if not n:
         return ()
     return (
-        f"Warning: {n:,} of the {len(part):,} rows of {split} have the same "
+        f"{n:,} of the {len(part):,} rows of {split} {'has' if n == 1 else 'have'} the same "
         f"{' and '.join(names)} as a row of train, so its scores flatter.",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,7 @@ def _rows(
         rows = getattr(read_data(session.config), split)
         check_digest(session.config, split, rows)
         return rows
-    names = {**column_names(session.config), **columns}
-    rows, notes = read_rows(data, session.task.columns, names=names, skip_bad_rows=skip_bad_rows)
+    rows, notes = read_rows(data, _known(session), names=columns, skip_bad_rows=skip_bad_rows)
     session.notes.extend(notes)
     unknown = sorted(set(rows["label"]) - set(session.labels))
     if unknown:
@@ -108,11 +108,8 @@ def predict(
 ) -> list[dict[str, Any]]:
     """For every row of a file (or `-`, standard input): the text, the label, its probability."""
     session = open_run(folder)
-    texts = [column for column in session.task.columns if column.kind == "text"]
-    names = {**column_names(session.config), **(columns or {})}
-    rows, notes = read_rows(
-        data, texts, names=_text_only(names, texts), skip_bad_rows=skip_bad_rows
-    )
+    texts = [column for column in _known(session) if column.kind == "text"]
+    rows, notes = read_rows(data, texts, names=columns or {}, skip_bad_rows=skip_bad_rows)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     outputs = session.logits(session.encode(rows, labelled=False))
@@ -127,5 +124,13 @@ def predict(
     ]
 
 
-def _text_only(names: dict[str, str], columns: list[Column]) -> dict[str, str]:
-    return {column.name: names[column.name] for column in columns if column.name in names}
+def _known(session: Session) -> list[Column]:
+    """The task's columns. Other data may have them under the names that the run's had, or under
+    the usual ones."""
+    own = column_names(session.config)
+    return [
+        replace(column, aliases=(own[column.name], *column.aliases))
+        if column.name in own
+        else column
+        for column in session.task.columns
+    ]

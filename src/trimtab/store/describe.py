@@ -50,11 +50,19 @@ def describe(folder: str | Path) -> Saved:
     if (folder / "adapter").is_dir():
         folder = folder / "adapter"
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: an adapter is a folder with its two files")
+        raise InputError(
+            f"{folder} is no folder: an adapter is a folder with {native.CONFIG} and "
+            f"{native.TENSORS}, a run one that has an adapter in it"
+        )
     if (folder / native.CONFIG).exists():
         return _native(folder)
     if (folder / hf.CONFIG).exists():
         return _hf(folder)
+    if (folder / "config.yaml").exists():
+        raise InputError(
+            f"the run in {folder} is not finished and has no adapter yet: go on with trimtab tune "
+            f"--resume --out {folder}"
+        )
     raise InputError(f"{folder} holds no adapter: neither {native.CONFIG} nor {hf.CONFIG} is there")
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.heads import heads
+from trimtab.core.walk import plain
 from trimtab.evaluate.predict import Collate, Follow, batches, precision
 
 EPOCHS, RATES = 30, (1e-3, 1e-2)
@@ -56,9 +57,9 @@ def collate(examples: Sequence[Any]) -> dict[str, Tensor]:
 
 
 def head_of(model: nn.Module) -> nn.Module | None:
-    """The model's head, where it is one module."""
+    """The model's own head, where it is one module."""
     names = heads(model)
-    return model.get_submodule(names[0]) if len(names) == 1 else None
+    return plain(model.get_submodule(names[0])) if len(names) == 1 else None
 
 
 @torch.no_grad()

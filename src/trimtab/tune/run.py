@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from trimtab.init import fisher
 from trimtab.methods.whole import Whole
 from trimtab.tasks import lookup
 from trimtab.tasks.text_classification import Encoded
-from trimtab.tune import demands, features, results, teacher
+from trimtab.tune import demands, features, hardware, results, teacher
 from trimtab.tune.config import Config
 from trimtab.tune.folder import Run
 from trimtab.tune.phases import Phases
@@ -165,29 +165,38 @@ def _baselines(work: Work) -> None:
     """What the base is worth as it was loaded, and with nothing but its head trained."""
     session, began = work.session, time.perf_counter()
     wanted = session.config.head_only
-    work.cached = _features(work) if wanted else None
+    if session.first is not None:  # one that goes on starts where it began, and finds the same
+        hardware.take_attention(session.model, session.first)
+    work.cached = _features(work, SPLITS) if wanted else None
     if work.cached is None:
         why = "the head takes more than one vector a text" if wanted else "--no-head-only"
         session.notes.append(f"head only was not measured ({why}): a new head began at random")
         return
     head = features.head_of(session.model)
     assert head is not None
-    held_out = [work.cached[split] for split in SPLITS[1:]]
-    _keep(work, "base", [split.outputs for split in held_out])
     told = functools.partial(
         session.phases.track,
         what="training the head alone",
         total=features.EPOCHS * len(features.RATES),
     )
-    work.probed = features.probe(head, work.cached["train"], held_out[0], session.config.seed, told)
+    train, held_out = work.cached["train"], work.cached["validation"]
+    work.probed = features.probe(head, train, held_out, session.config.seed, told)
     work.probe_seconds = time.perf_counter() - began
+    _tell_baselines(work, work.cached)
+
+
+def _tell_baselines(work: Work, found: Mapping[str, features.Features]) -> None:
+    """The table's first rows, from what the base makes of what was held out."""
+    assert work.probed is not None
+    held_out = [found[split] for split in SPLITS[1:]]
+    _keep(work, "base", [split.outputs for split in held_out])
     _keep(work, "head", [features.apply(work.probed, split) for split in held_out])
 
 
-def _features(work: Work) -> dict[str, features.Features] | None:
-    """What the base makes of every split; None where the head takes more than a vector a text."""
+def _features(work: Work, splits: Sequence[str]) -> dict[str, features.Features] | None:
+    """What the base makes of these splits; None where the head takes more than a vector a text."""
     session, found = work.session, {}
-    for split in SPLITS:
+    for split in splits:
         one = features.extract(
             session.model,
             work.encoded[split].examples,
@@ -210,6 +219,15 @@ def _measure(work: Work, row: str) -> None:
     }
 
 
+def _measure_baselines(work: Work) -> None:
+    """The same rows again, as the model computes now."""
+    found = None if work.probed is None else _features(work, SPLITS[1:])
+    if found is None:
+        _measure(work, "base")
+    else:
+        _tell_baselines(work, found)
+
+
 def _keep(work: Work, row: str, outputs: Sequence[np.ndarray]) -> None:
     work.outputs[row] = {
         split: work.encoded[split].restore(one)
@@ -223,7 +241,6 @@ def _attach(work: Work) -> Adapter:
 
     session, config = work.session, work.session.config
     transformers.set_seed(config.seed)
-    attention = getattr(session.model.config, "_attn_implementation", None)
     method = config.build_method()
     whole = trained_whole(session)
     adapter = adapt.attach(
@@ -242,9 +259,9 @@ def _attach(work: Work) -> Adapter:
     batch = _middle(work)
     with session.phases.doing("measuring attention"):
         choose_attention(session, batch, _step(session, adapter, batch))
-    if config.attention != attention or "base" not in work.outputs:  # as with what stays
+    if config.attention != session.first or "base" not in work.outputs:  # as with what stays
         adapt.activate(session.model, None)
-        _measure(work, "base")
+        _measure_baselines(work)
         adapt.activate(session.model, adapter.name)
     with session.phases.doing("measuring parts of a batch side by side"):
         choose_replicas(session, batch)

@@ -34,7 +34,7 @@ _LONG = 0.05  # share of truncated texts from which a warning is due
 @dataclass
 class Session:
     """Everything a run works on. `fresh` names the parameters that no checkpoint filled (a new
-    head).
+    head); `first` is the attention that the model has before one is chosen by measurement.
     """
 
     config: Config
@@ -43,6 +43,7 @@ class Session:
     tokenizer: Any
     model: Any
     fresh: list[str]
+    first: str | None = None
     notes: list[str] = field(default_factory=list)
     distiller: Any = None
     phases: Phases = QUIET
@@ -136,8 +137,11 @@ def open_session(config: Config, labels: Sequence[str]) -> Session:
     model.to(hardware.device()).eval()
     if (form := registry.lookup(config.method).base) is not None:
         quantise(model, form)
+    loaded = getattr(model.config, "_attn_implementation", None)
+    measured = config.attention == "auto" or "attention_ms" in config.measured
     _set_attention(model, config)
-    return Session(config, task, list(labels), tokenizer, model, fresh)
+    first = loaded if measured else config.attention
+    return Session(config, task, list(labels), tokenizer, model, fresh, first)
 
 
 def _set_attention(model: Any, config: Config) -> None:
@@ -172,6 +176,8 @@ def choose_attention(
 ) -> None:
     """Pin the fastest implementation of attention for this model, batch and machine."""
     if session.config.attention != "auto":
+        if session.config.attention != session.first:
+            hardware.take_attention(session.model, session.config.attention)
         return
     names = ["eager"]
     if getattr(session.model, "_supports_sdpa", False):
