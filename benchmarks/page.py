@@ -157,11 +157,12 @@ TARGETS = (
 TEMPLATE = """# Speed
 
 Written by `make bench` from `benchmarks/results/*.json`; what a row measures is told in the script
-of its file's name in `benchmarks/`. Each row is of one run, the contestants in turn, medians. `≥ 3 x`
-asks to be three times as fast; `≤ 0.6 x` and `≤ 1.15 x` for that part of the other's memory or time.
+of its file's name in `benchmarks/`. Each row is of one run, the contestants in turn, medians.
+`≥ 3 x` asks to be three times as fast; `≤ 0.6 x` and `≤ 1.15 x` for that part of the other's memory
+or time.
 
 The targets were set before the work, after prototypes on two cores with AMX, whose matrix products
-are ten times as fast as here; where they are not met, the floor below says what could be at most.
+are several times as fast as here; where one is not met, the floor below says what could be at most.
 
 {about}
 

@@ -143,9 +143,9 @@ def page() -> str:
 
 
 RATES = (
-    "Every method was searched with runs of 100 steps on both data sets that MiniLM learns, and has",
-    "one rate of its own for both. *Short by* says how far its mean validation accuracy lies below",
-    "that of the best single rate: a point (0.010) at most.",
+    "Every method was searched with runs of 100 steps on both data sets that MiniLM learns, and",
+    "has one rate of its own for both. *Short by* says how far its mean validation accuracy lies",
+    "below that of the best single rate: a point (0.010) at most.",
 )
 HEAD = ("method", "trained", "share", "lr", "seeds", "test, 95 %", "against full, 95 %", "")
 

@@ -56,6 +56,22 @@ def test_a_rare_label_is_not_held_out_of_train(write, reviews, columns):
     assert "at random" in splits.notes[0]
 
 
+def test_a_label_of_one_row_is_told(write, reviews, columns):
+    mistyped = {"text": "odd", "label": "goood"}
+    notes = load(str(write("x.csv", [*reviews(40), mistyped])), columns).notes
+    (note,) = (note for note in notes if "goood" in note)
+    assert note.startswith("The label 'goood' occurs once in 3")
+    assert "nearest: 'good'" in note
+
+
+def test_labels_of_their_own_are_no_labels(write, columns):
+    """Texts and labels exchanged, or a column of numbers."""
+    rows = [{"text": "good", "label": f"a film of {n} hours"} for n in range(30)]
+    path = write("x.csv", rows)
+    with pytest.raises(InputError, match=r"30 different labels in 30 rows.*is this the label"):
+        load(str(path), columns)
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.sampled_from("abcd"), min_size=5, max_size=80), st.integers(0, 10**6))
 def test_every_held_out_label_is_in_train_and_no_row_is_lost(labels, seed):
@@ -108,8 +124,7 @@ def test_texts_shared_with_train_are_counted_and_kept(write, reviews, columns):
     folder = write("data/test.csv", reviews(10, 26)).parent
     splits = load(str(folder), columns)
     assert splits.notes == (
-        "4 of the 10 rows of test have the same text as a row of train, "
-        "so its scores flatter.",
+        "4 of the 10 rows of test have the same text as a row of train, so its scores flatter.",
     )
     assert len(splits.test) == 10
 
