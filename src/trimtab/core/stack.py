@@ -234,7 +234,7 @@ def _caches(stack: Any, facts: Mapping[str, Any]) -> bool:
 
 
 def _warn_packed(ids: Tensor) -> None:
-    if (ids.diff(dim=-1) != 1).any():
+    if (ids.diff(dim=-1) < 1).any():
         warnings.warn(
             "several examples are packed into one row (position_ids start anew within it), and a "
             "cache is made: transformers then lets them see each other; call the model with "

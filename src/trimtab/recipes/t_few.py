@@ -99,9 +99,9 @@ def train(
     _check(examples, steps, batch_size, warmup, lr)
     if optimizer is not None and lr != RATE:
         raise InputError(f"lr={lr} is for Adafactor, and the given optimizer has a rate of its own")
-    groups = parameters(model, lr=lr)
-    if not groups:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("nothing active trains: attach a method, or load(…, trainable=True)")
+    groups = parameters(model, lr=lr)
     optimizer = optimizer or torch.optim.Adafactor(groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: rate(done, steps, warmup))
     device = next(model.parameters()).device
