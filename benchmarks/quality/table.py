@@ -213,7 +213,7 @@ def picture(path: Path) -> None:
     if not shown:
         return
     figure, panels = plt.subplots(
-        len(shown), 1, figsize=(9, 5.2 * len(shown)), squeeze=False, layout="constrained"
+        len(shown), 1, figsize=(9, 4.2 * len(shown)), squeeze=False, layout="constrained"
     )
     for panel, work in zip(panels[:, 0], shown, strict=True):
         _panel(panel, work)
@@ -232,22 +232,34 @@ def _panel(panel: Any, work: str) -> None:
         panel.errorbar(
             share, row.test.value, [[low], [high]], fmt="o", color=colour, ms=4, lw=0.8, alpha=0.9
         )
-    for index, row in enumerate(sorted(found, key=lambda row: row.share)):
-        above = 1 if index % 2 else -1
-        panel.annotate(
-            row.name,
-            (100 * row.share, row.test.value),
-            xytext=(4, above * (5 + 6 * (index % 3))),
-            textcoords="offset points",
-            fontsize=6.5,
-        )
+    _names(panel, found)
     for row in found:
-        if row.name == REFERENCE:
-            panel.axhline(row.test.value - MARGIN, color="#b4542f", lw=0.8, ls=":")
-    panel.axvline(1, color="#b9cfd1", lw=0.8, ls="--")
+        if row.name == REFERENCE and row.margin:
+            below = row.test.value - MARGIN
+            panel.axhline(below, color="#b4542f", lw=0.8, ls=":", label="full less one point")
+    panel.axvline(1, color="#b9cfd1", lw=0.8, ls="--", label="1 % of the parameters")
+    panel.legend(loc="lower right", frameon=False, fontsize=7)
     panel.set(xscale="log", xlabel="trained parameters, % of all", ylabel=METRICS[work])
     panel.set_title(f"{work}: {ABOUT[work].replace('`', '')}", loc="left")
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def _names(panel: Any, found: Sequence[Row]) -> None:
+    """To the right of the panel, best first, each with a line to its point."""
+    ordered = sorted(found, key=lambda row: -row.test.value)
+    for index, row in enumerate(ordered):
+        panel.annotate(
+            f"{row.name}{'' if len(row.seeds) > 1 else ' (one seed)'}",
+            (100 * row.share, row.test.value),
+            xytext=(1.03, 1 - (index + 0.5) / len(ordered)),
+            textcoords="axes fraction",
+            fontsize=7,
+            va="center",
+            arrowprops={
+                **{"arrowstyle": "-", "color": "#c9d2d4", "lw": 0.6, "shrinkB": 2},
+                "relpos": (0, 0.5),
+            },
+        )
 
 
 def write() -> None:
