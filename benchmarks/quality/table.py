@@ -256,7 +256,10 @@ def _names(panel: Any, found: Sequence[Row]) -> None:
             fontsize=7,
             va="center",
             arrowprops={
-                **{"arrowstyle": "-", "color": "#c9d2d4", "lw": 0.6, "shrinkB": 2},
+                "arrowstyle": "-",
+                "color": "#c9d2d4",
+                "lw": 0.6,
+                "shrinkB": 2,
                 "relpos": (0, 0.5),
             },
         )
