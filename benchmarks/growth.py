@@ -18,7 +18,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -149,13 +149,13 @@ def slope(sizes: list[int], seconds: list[float]) -> float:
 
 def attaching(most: int = 256) -> dict[str, Any]:
     """Seconds to put on one more adapter, and to switch, when so many are there."""
-    model, work = llama(Work()), replace(Work(), adapters=most)
+    model = llama(Work())
     one_more: dict[int, float] = {}
     switch: dict[int, float] = {}
     times: list[float] = []
-    for number in range(work.adapters):
+    for number in range(most):
         began = time.perf_counter()
-        trimtab.attach(model, trimtab.LoRA(rank=work.rank), name=f"a{number}")
+        trimtab.attach(model, trimtab.LoRA(rank=Work.rank), name=f"a{number}")
         times.append(time.perf_counter() - began)
         if (there := number + 1) in (4, 16, 64, 256):
             one_more[there] = round(statistics.median(times[-there // 2 :]), 5)

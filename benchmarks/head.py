@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
-import tempfile
 from pathlib import Path
 
 import record
-from speed import HERE, output
+from speed import HERE, output, train_seconds
 
 MORE = 10
 WORK = "--model minilm --method head --batch-size 32 --max-length 128 --json"
@@ -54,10 +52,8 @@ def main() -> None:
 
 
 def ours(data: Path, seed: int, epochs: int) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        command = f"-m trimtab tune --data {shlex.quote(str(data))} --out {folder}/run {WORK}"
-        more = f"--seed {seed} --epochs {epochs} --patience 100 --eval-every 100000"
-        return json.loads(output(shlex.split(f"{command} {more}")))["train_seconds"]
+    more = f"--seed {seed} --epochs {epochs} --patience 100 --eval-every 100000"
+    return train_seconds(data, f"{WORK} {more}")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
-import tempfile
 from pathlib import Path
 
 import record
-from speed import HERE, output
+from speed import HERE, output, train_seconds
 
 WITH_PEER = ("ia3", "dora", "oft", "prefix", "ln")
 ALONE = ("bitfit", "houlsby", "pfeiffer")
@@ -66,20 +64,14 @@ def ratios(median: dict[str, dict[str, float]], method: str) -> dict[str, float]
 
 
 def turn(method: str, data: Path, seed: int, steps: int) -> dict[str, float]:
-    found = {"trimtab": ours(method, data, seed, steps)}
+    flags = f"{WORK} --method {method} --seed {seed} --max-steps {steps}"
+    found = {"trimtab": train_seconds(data, flags)}
     if method in WITH_PEER:
         script = [str(HERE / "peers" / "hf_peft.py"), "--data", str(data), "--method", method]
         for peer, tuned in (("peer_b", ["--tuned"]), ("peer_a", [])):
             command = [*script, "--seed", str(seed), "--max-steps", str(steps), *tuned]
             found[peer] = json.loads(output(command).splitlines()[-1])["seconds"]
     return found
-
-
-def ours(method: str, data: Path, seed: int, steps: int) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        command = f"-m trimtab tune --data {shlex.quote(str(data))} --out {folder}/run {WORK}"
-        more = f"--method {method} --seed {seed} --max-steps {steps}"
-        return json.loads(output(shlex.split(f"{command} {more}")))["train_seconds"]
 
 
 if __name__ == "__main__":

@@ -100,6 +100,13 @@ def trimtab(data: Path, seed: int) -> dict[str, Any]:
     }
 
 
+def train_seconds(data: Path, flags: str) -> float:
+    """Of the training loop of `trimtab tune` with these flags; the run's folder is not kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = f"-m trimtab tune --data {shlex.quote(str(data))} --out {folder}/run {flags}"
+        return json.loads(output(shlex.split(command)))["train_seconds"]
+
+
 def lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf8").splitlines()
 

@@ -87,8 +87,7 @@ def _blocks(console: Any, sites: list[SavedSite]) -> None:
         columns = "".join(_column(alike.get(block), largest) for block in range(max(alike) + 1))
         shapes = {_shapes(site) for site in alike.values()}
         tensors = shapes.pop() if len(shapes) == 1 else "of several shapes"
-        norms = _norms([alike[block] for block in sorted(alike)])
-        rows.append((place, str(len(alike)), norms, columns, tensors))
+        rows.append((place, str(len(alike)), _norms([*alike.values()]), columns, tensors))
     head = ("sites", "count", "norm", "by block", "tensors")
     show(console, head, rows, right=("count", "norm"), drop=("tensors", "count"))
 
