@@ -29,7 +29,8 @@ from speed import output
 DATA = Path(__file__).parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
 BATCH = 8
 PACKED = "peer_b_packed"
-CONTESTANTS = ("trimtab", "peer_b", PACKED, "peer_a")
+CONTESTANTS = ("trimtab", "exact", "peer_b", PACKED, "peer_a")
+OURS = CONTESTANTS[:2]
 NAMES = {**KNOWN, PACKED: "B, packed"}
 
 
@@ -97,10 +98,10 @@ def contest(contestant: str, steps: int) -> dict[str, float]:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.set_seed(0)
-    model = ours() if contestant == "trimtab" else peer(contestant in ("peer_b", PACKED))
+    model = ours(contestant) if contestant in OURS else peer(contestant in ("peer_b", PACKED))
     together = {"train_sampling_strategy": "group_by_length"} if contestant == "peer_b" else {}
     arguments = common(BATCH, bf16=contestant == "peer_a", **together)
-    collate = Counted(contestant in ("trimtab", PACKED))
+    collate = Counted(contestant in (*OURS, PACKED))
     examples = texts(BATCH * (steps + WARM))
     trainer = Trainer(model, arguments, train_dataset=examples, data_collator=collate)
     took, loss = clocked(trainer)

@@ -23,8 +23,8 @@ from transformers import (
 
 import trimtab
 from trimtab.core.errors import InputError
-from trimtab.kernels import attention
-from trimtab.kernels.attention import Blockwise
+from trimtab.kernels import attention, cpu
+from trimtab.kernels.attention import Blockwise, Compiled
 
 B, H, T, D = 2, 6, 37, 8
 CAUSAL = torch.ones(T, T, dtype=torch.bool).tril()
@@ -301,3 +301,56 @@ def test_it_is_there_in_another_process(
 def test_what_has_no_such_attention_is_refused() -> None:
     with pytest.raises(InputError, match="cannot be exchanged"):
         trimtab.kernels.blockwise(nn.Linear(2, 2))
+
+
+compiled = pytest.mark.skipif(not cpu.has("attention"), reason="no compiled kernels, or no AVX-512")
+
+
+@compiled
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("name", [*MASKS, "causal by a flag"])
+@pytest.mark.parametrize("tokens", [1, 7, T, 150])
+def test_the_compiled_one_is_attention(tokens: int, name: str, groups: int) -> None:
+    """In bf16 with sums in fp32: as near to the exact one as its output can be."""
+    torch.manual_seed(0)
+    causal, mask = name == "causal by a flag", None if name == "causal by a flag" else MASKS[name]
+    if mask is not None and tokens != T:
+        mask = mask.repeat(1, 1, 5, 5)[..., :tokens, :tokens]
+        mask = mask | torch.eye(tokens, dtype=torch.bool)  # everyone sees itself
+    shapes = ((B, tokens, H, D), (B, tokens, groups, D), (B, tokens, groups, D))
+    given = [torch.randn(shape).bfloat16().transpose(1, 2).requires_grad_() for shape in shapes]
+    y = Compiled.apply(*given, mask, causal, 0.3)
+    dy = torch.randn_like(y)
+    found = torch.autograd.grad(y, given, dy)
+    exact = [one.detach().float().requires_grad_() for one in given]
+    k, v = (one.repeat_interleave(H // groups, 1) for one in exact[1:])
+    expected = scaled_dot_product_attention(exact[0], k, v, mask, is_causal=causal, scale=0.3)
+    expected = expected.transpose(1, 2)
+    slopes = torch.autograd.grad(expected, exact, dy.float())
+    for one, other in zip((y, *found), (expected, *slopes), strict=True):
+        assert (one.float() - other).norm() <= 0.006 * other.norm() + 1e-4
+
+
+@compiled
+def test_who_may_look_nowhere_looks_everywhere_when_compiled() -> None:
+    mask = torch.zeros(1, 1, 5, 9, dtype=torch.bool)
+    given = [torch.randn(1, 2, n, 6).bfloat16().requires_grad_() for n in (5, 9, 9)]
+    y = Compiled.apply(*given, mask, False, 1.0)
+    torch.testing.assert_close(
+        y.transpose(1, 2).float(),
+        given[2].float().mean(2, True).expand(1, 2, 5, 6),
+        rtol=0.02,
+        atol=0.02,
+    )
+    dv = torch.autograd.grad(y.float().sum(), given)[2]
+    torch.testing.assert_close(dv.float(), torch.full((1, 2, 9, 6), 5 / 9), rtol=0.02, atol=0.01)
+
+
+@compiled
+def test_a_second_derivative_goes_past_the_compiled_one() -> None:
+    given = [torch.randn(1, 2, 8, 6).bfloat16().requires_grad_() for _ in range(3)]
+    found = twice(Compiled.apply(*given, None, True, 0.4), given)
+    exact = [one.detach().float().requires_grad_() for one in given]
+    expected = twice(Blockwise.apply(*exact, None, True, 0.4), exact)
+    for one, other in zip(found, expected, strict=True):
+        assert (one.float() - other).norm() <= 0.05 * other.norm()

@@ -87,6 +87,9 @@ def tune(
     attention: Annotated[
         str | None, Option(help="auto (by measurement), eager, sdpa, blockwise, …")
     ] = None,
+    products: Annotated[
+        str | None, Option(help="Of frozen maps in training: auto (by measurement), exact or int8.")
+    ] = None,
     replicas: Annotated[
         int | None,
         Option(help="Parts of a batch side by side, a core each; by measurement if left out."),

@@ -14,6 +14,7 @@ what it does not state (dropout, biases of positions, other devices) goes on to 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from trimtab import attention as prefixes
 from trimtab.core import kernel
 from trimtab.core.errors import InputError
+from trimtab.kernels import cpu
 
 NAME = "blockwise"
 _BLOCK = 128  # queries
@@ -50,12 +52,7 @@ class Blockwise(torch.autograd.Function):
         q, k, v, mask = ctx.saved_tensors
         causal, scale = ctx.facts
         if torch.is_grad_enabled():  # a second derivative is asked for
-            own = [one.view_as(one) for one in (q, k, v)]  # which do not depend on one another
-            asked = [one for one in own if one.requires_grad]
-            y = _all(*own, mask, causal, scale)
-            found = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
-            each = (next(found) if one.requires_grad else None for one in own)
-            return (*each, None, None, None)
+            return _again(q, k, v, mask, causal, scale, dy)
         dq, dk, dv = torch.empty_like(q), _sums(k), _sums(v)
         for rows, keys, seen in _blocks(q, k, mask, causal):
             near = (q[:, :, rows], k[:, :, keys], v[:, :, keys])
@@ -66,6 +63,86 @@ class Blockwise(torch.autograd.Function):
             for total, one in zip((dk, dv), more, strict=True):
                 total[:, :, keys] += one
         return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None
+
+
+class Compiled(torch.autograd.Function):
+    """The same in one pass of C++ for bf16: q, k, v and mask as above, y (b, t, h, d)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Mask, causal: bool, scale: float
+    ) -> Tensor:
+        b, h, t, d = q.shape
+        y, lse = q.new_empty(b, t, h, d), None
+        if any(ctx.needs_input_grad[:3]):
+            lse = torch.empty(b, h, t)
+        seen = None if mask is None else mask.expand(b, h, t, k.shape[2])
+        _call("", (q, k, v, seen), causal, scale, (y.transpose(1, 2),), (y, lse))
+        ctx.save_for_backward(q, k, v, mask, lse)
+        ctx.facts = causal, scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, mask, lse = ctx.saved_tensors
+        causal, scale = ctx.facts
+        if torch.is_grad_enabled():  # a second derivative is asked for
+            return _again(q, k, v, mask, causal, scale, dy.transpose(1, 2))
+        b, h, t, d = q.shape
+        g, s = k.shape[1:3]
+        dy = dy if dy.stride(-1) == 1 else dy.contiguous()
+        dq = q.new_empty(b, t, h, d).transpose(1, 2)
+        dk, dv = (q.new_empty(b, s, g, d).transpose(1, 2) for _ in range(2))
+        seen = None if mask is None else mask.expand(b, h, t, s)
+        at = (dy.transpose(1, 2), dq, dk, dv)
+        _call("_backward", (q, k, v, seen), causal, scale, at, (lse, dy, dq, dk, dv))
+        return dq, dk, dv, None, None, None
+
+
+def _call(
+    which: str,
+    given: tuple[Tensor, Tensor, Tensor, Mask],
+    causal: bool,
+    scale: float,
+    placed: tuple[Tensor, ...],
+    last: tuple[Tensor | None, ...],
+) -> None:
+    """`placed`: (b, h, t, d) whose strides are told beside those of what is given; `last`: what is
+    handed over after the scale."""
+    q, k, v, mask = given
+    b, h, t, d = q.shape
+    sizes = (ctypes.c_int * 6)(b, h, k.shape[1], t, k.shape[2], d)
+    of = (0, 0, 0) if mask is None else mask.stride()[:3]
+    own = [step for tensor in (q, k, v, *placed) for step in tensor.stride()[:3]]
+    strides = (ctypes.c_int64 * (3 + len(own)))(*of, *own)
+    getattr(cpu.loaded(), f"trimtab_attention{which}")(
+        *(*cpu.addresses(*given), ctypes.addressof(sizes), ctypes.addressof(strides)),
+        *(scale, int(causal), *cpu.addresses(*last)),
+    )
+
+
+def _compiled(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> bool:
+    """Whether the compiled kernel takes these."""
+    return (
+        q.dtype == k.dtype == v.dtype == torch.bfloat16
+        and q.shape[-1] == k.shape[-1] == v.shape[-1]
+        and q.shape[-1] % 2 == 0
+        and all(one.stride(-1) == 1 and one.numel() > 0 for one in (q, k, v))
+        and (mask is None or mask.stride(-1) == 1)
+        and cpu.has("attention")
+    )
+
+
+def _again(
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask, causal: bool, scale: float, dy: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients once more, so that they can be differentiated."""
+    own = [one.view_as(one) for one in (q, k, v)]  # which do not depend on one another
+    asked = [one for one in own if one.requires_grad]
+    y = _all(*own, mask, causal, scale)
+    found = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
+    each = (next(found) if one.requires_grad else None for one in own)
+    return (*each, None, None, None)
 
 
 def _sums(x: Tensor) -> Tensor:
@@ -168,6 +245,8 @@ def attend(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **facts)
     mask = None if attention_mask is None else attention_mask[..., : key.shape[2]]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if _compiled(query, key, value, mask):
+        return Compiled.apply(query, key, value, mask, causal, scale), None
     given = (query, key.contiguous(), value.contiguous(), mask, causal, scale)
     y = _all(*given) if max(query.shape[2], key.shape[2]) <= _SHORT else Blockwise.apply(*given)
     return y.transpose(1, 2).contiguous(), None

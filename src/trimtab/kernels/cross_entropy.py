@@ -17,6 +17,9 @@ from torch.nn.functional import linear, one_hot
 
 from trimtab.core import logits
 from trimtab.core.kernel import register_loss
+from trimtab.kernels import cpu
+from trimtab.kernels.coded import Coded, of_head
+from trimtab.kernels.plain import rows
 
 _CHUNK = 4 << 20  # logits in a chunk: 16 MiB in fp32; an accelerator takes more at once
 
@@ -44,14 +47,50 @@ class CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         *given, dh = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for, which needs all logits
-            dh = _gradient(*given)
+            dh = gradient(*given)
         return (dh * dy[:, None]).to(dh.dtype), None, None, None  # dy is one number in all rows
 
 
-def _gradient(h: Tensor, W: Tensor, b: Tensor | None, labels: Tensor) -> Tensor:
+def gradient(h: Tensor, W: Tensor, b: Tensor | None, labels: Tensor) -> Tensor:
     """∂L/∂h, to be differentiated."""
     p = linear(h, W, b).to(logits.wide(h.dtype)).softmax(-1)
     return (p - one_hot(labels, len(W))).to(W.dtype) @ W
 
 
-register_loss(CrossEntropy.apply)
+class Int8CrossEntropy(torch.autograd.Function):
+    """h (n, d), the head's W (V, d) as codes, labels (n,) -> losses (n,) in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, coded: Coded, labels: Tensor) -> Tensor:
+        there, back = coded.codes(h)
+        losses = torch.empty(len(h))
+        dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
+        cpu.loaded().trimtab_int8_cross_entropy(
+            *(h.data_ptr(), cpu.is_half(h), labels.data_ptr(), *h.shape, there.outputs),
+            *cpu.addresses(there.inverse, there.packed, there.scales, coded.bias),
+            *cpu.addresses(back.packed, back.scales, losses, dh),
+        )
+        ctx.save_for_backward(h, labels, dh)
+        ctx.coded = coded
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        h, labels, dh = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is asked for: of the exact product
+            head = ctx.coded.module
+            dh = gradient(h, head.weight, head.bias, labels)
+        return (dh * dy[:, None]).to(dh.dtype), None, None
+
+
+def loss(h: Tensor, W: Tensor, b: Tensor | None, labels: Tensor) -> Tensor:
+    """Cross entropy of a frozen head: in eight bits where `int8` was asked for its model."""
+    coded = of_head(W)
+    if coded is None or not coded.applies(h):
+        y: Tensor = CrossEntropy.apply(h, W, b, labels)
+    else:
+        y = Int8CrossEntropy.apply(rows(h), coded, labels.contiguous())
+    return y
+
+
+register_loss(loss)

@@ -18,7 +18,8 @@ from torch import Tensor
 from trimtab.core.delta import Delta
 from trimtab.core.kernel import Kernel, register, register_router
 from trimtab.core.operator import Base, Operator
-from trimtab.kernels.plain import plain, rows
+from trimtab.kernels.coded import Coded, Int8Linear
+from trimtab.kernels.plain import free_of_hooks, plain, rows
 from trimtab.kernels.routed import LOW_RANK
 from trimtab.methods.lora import LoRA
 
@@ -70,5 +71,28 @@ def _run(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
+def _applies_to_codes(delta: Delta, x: Tensor, inner: Operator) -> bool:
+    """Where a map of codes lies right beneath, and dropout is off."""
+    method: Any = delta.method
+    if not isinstance(inner, Base) or not isinstance(x, Tensor):
+        return False
+    own = inner.module.__dict__.get("forward")
+    return (
+        isinstance(own, Coded)
+        and free_of_hooks(inner.module)
+        and not (method.dropout and delta.training)
+        and own.applies(x)
+    )
+
+
+def _run_on_codes(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
+    assert isinstance(inner, Base)
+    method: Any = delta.method
+    A, B = method.factors(delta)
+    y = Int8Linear.apply(rows(x), inner.module.__dict__["forward"], A, B, method.scale)
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
 register(LoRA, Kernel("lora-linear", _applies, _run))
+register(LoRA, Kernel("lora-int8", _applies_to_codes, _run_on_codes))
 register_router(LoRA, LOW_RANK)

@@ -12,6 +12,10 @@ from trimtab.core.operator import Base, Operator
 from trimtab.core.watch import contiguous_input
 
 
+class Product:
+    """What stands in the place of a linear map's `forward` and is nothing but its product."""
+
+
 def plain(inner: Operator, x: Tensor) -> TypeGuard[Base]:
     """Whether `inner` is a frozen linear map in the dtype of its input that does nothing but its
     product, outside of autocast and of transforms of functions."""
@@ -23,17 +27,17 @@ def plain(inner: Operator, x: Tensor) -> TypeGuard[Base]:
         and type(module.weight) is nn.Parameter  # a quantised or sharded one multiplies by itself
         and not any(p.requires_grad for p in module.parameters(recurse=False))
         and unmodified(x)
-        and _bare(module)
+        and isinstance(module.__dict__.get("forward", module), nn.Module | Product)
+        and free_of_hooks(module)
     )
 
 
-def _bare(module: nn.Module) -> bool:
-    """Whether calling the module does nothing but its product."""
+def free_of_hooks(module: nn.Module) -> bool:
+    """Whether calling the module does nothing but what its `forward` says."""
     return not (
         module._forward_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in module.__dict__
         or any(
             hook is not contiguous_input and not isinstance(hook, HoldBack)
             for hook in module._forward_pre_hooks.values()

@@ -49,6 +49,7 @@ class Config(BaseModel):
     save_every: int | None = Field(None, ge=1)
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     attention: str = "auto"
+    products: Literal["auto", "exact", "int8"] = "auto"
     replicas: int | None = Field(None, ge=1)
     base_dropout: bool | None = None
     head_only: bool = True

@@ -21,10 +21,11 @@ from trimtab.core.errors import InputError
 from trimtab.core.heads import heads
 from trimtab.data import Splits
 from trimtab.init import fisher
+from trimtab.kernels.cpu import keep_memory
 from trimtab.methods.whole import Whole
 from trimtab.tasks import lookup
 from trimtab.tasks.text_classification import Encoded
-from trimtab.tune import demands, features, hardware, results, teacher
+from trimtab.tune import demands, features, hardware, products, results, teacher
 from trimtab.tune.config import Config
 from trimtab.tune.folder import Run
 from trimtab.tune.phases import Phases
@@ -72,6 +73,7 @@ def tune(config: Config, *, resume: bool = False, quiet: bool = False) -> dict[s
     """
     began = time.perf_counter()
     run, phases = Run(Path(config.out)), Phases(quiet)
+    keep_memory()
     if resume:
         config = run.config()
         if run.over:
@@ -263,6 +265,8 @@ def _attach(work: Work) -> Adapter:
         adapt.activate(session.model, None)
         _measure_baselines(work)
         adapt.activate(session.model, adapter.name)
+    with session.phases.doing("measuring products in eight bits"):
+        products.choose(session, adapter, batch)
     with session.phases.doing("measuring parts of a batch side by side"):
         choose_replicas(session, batch)
     work.run.write_config(config)
