@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import trimtab
 from trimtab.core import kernel
+from trimtab.kernels import cpu, routed
 
 RANKS = {"a": 2, "b": 5, "c": 3}
 ROUTES: list[Sequence[str | None]] = [
@@ -138,3 +140,31 @@ def test_on_whole_models(architecture: cases.Architecture, calls: list[object]) 
         assert calls or architecture.name == "gpt2"
         with trimtab.kernels.disabled():
             torch.testing.assert_close(cases.logits(model, batch), together, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not cpu.has("routed"), reason="no compiled kernels, or no AVX-512 for bf16")
+@pytest.mark.parametrize("tokens", [1, 5, 130])
+@pytest.mark.parametrize("route", ROUTES, ids=str)
+def test_the_compiled_pass_is_near_the_exact_law(
+    route: Sequence[str | None], tokens: int, follow: Callable[[Any, str], list[Any]]
+) -> None:
+    """In bf16, where nothing trains; after a step it takes the new factors."""
+    ran = follow(routed, "_added")
+    model = nn.Sequential(nn.Linear(20, 40)).bfloat16()
+    rank_of = {"a": 8, "b": 3, "c": 1}
+    for name, rank in rank_of.items():
+        cases.perturb(trimtab.attach(model, trimtab.LoRA(rank=rank), "0", name=name), by=0.3)
+    trimtab.activate(model, trimtab.Route("a", "b", "c"))
+    x = torch.randn(6, tokens, 20).bfloat16()
+    twin = copy.deepcopy(model).float()
+    for _ in range(2):
+        with torch.no_grad(), trimtab.given(model, route=route):
+            y = model(x).float()
+        with torch.no_grad(), trimtab.given(twin, route=route), trimtab.kernels.disabled():
+            expected = twin(x.float())
+        assert (y - expected).norm() <= 0.01 * expected.norm()
+        with torch.no_grad():
+            for one in (model, twin):
+                for parameter in trimtab.parameters(one):
+                    parameter.mul_(-0.5)
+    assert bool(ran) == (max(rank_of[name] for name in route if name) == 8)

@@ -32,6 +32,7 @@ from trimtab.kernels import cpu
 from trimtab.kernels.plain import Product, rows
 
 _LEAST = 64  # inputs and outputs: below, coding costs more than it saves
+_PACKED = 1024  # rows of a matrix packed at once; 64 share a panel
 _DTYPES = (torch.bfloat16, torch.float32)
 
 _heads: Any = WeakIdKeyDictionary()  # weights of heads whose loss is taken in eight bits -> Coded
@@ -51,11 +52,13 @@ class Codes:
     def of(cls, W: Tensor, balance: Tensor | None = None) -> Codes:
         """Those of W (outputs, columns), whose columns are multiplied by `balance` first."""
         library, (outputs, columns) = cpu.loaded(), W.shape
-        W = W.detach().float().contiguous()
         packed = torch.empty(library.trimtab_int8_bytes(outputs, columns), dtype=torch.int8)
         scales = torch.empty(outputs)
-        given = cpu.addresses(W, balance)
-        library.trimtab_int8_pack(*given, outputs, columns, *cpu.addresses(packed, scales))
+        for first in range(0, outputs, _PACKED):  # so that W never stands there in fp32 as a whole
+            part = W.detach()[first : first + _PACKED].float().contiguous()
+            to = packed[library.trimtab_int8_bytes(first, columns) :], scales[first:]
+            given = cpu.addresses(part, balance)
+            library.trimtab_int8_pack(*given, len(part), columns, *cpu.addresses(*to))
         return cls(outputs, columns, packed, scales, None if balance is None else 1 / balance)
 
 

@@ -1,4 +1,5 @@
-"""Low-rank updates where each example has an adapter of its own: all in two products a site.
+"""Low-rank updates where each example has an adapter of its own: all in two products a site, or
+where nothing trains in one compiled pass.
 
     y_n = x_n Wᵀ + b + (x_n A_kᵀ) (s_k B_k)ᵀ,   k = the adapter of example n
 
@@ -19,10 +20,12 @@ from torch.nn.functional import pad
 from trimtab.core.delta import Delta
 from trimtab.core.kernel import Router
 from trimtab.core.operator import Base, Operator
+from trimtab.kernels import cpu
 from trimtab.kernels.plain import plain
 
 Deltas = Sequence[Delta | None]
 Stack = tuple[Tensor, Tensor]
+_paired: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
 _kept: weakref.WeakKeyDictionary[nn.Module, tuple[object, Stack]] = weakref.WeakKeyDictionary()
 
 
@@ -39,6 +42,8 @@ def _run(deltas: Deltas, which: Tensor, x: Tensor, inner: Operator) -> Tensor:
     assert isinstance(inner, Base)
     A, B = _stacked(deltas, inner.module, x.dtype)
     y, examples = inner(x), len(which)
+    if _compiled(A, x, y):
+        return _added(y, x.contiguous(), which, A, _pairs(inner.module, B))
     parts = x.reshape(examples, -1, x.shape[-1])
     down = torch.bmm(parts, A[which].mT)
     return torch.baddbmm(y.reshape(examples, -1, y.shape[-1]), down, B[which].mT).view(y.shape)
@@ -46,14 +51,53 @@ def _run(deltas: Deltas, which: Tensor, x: Tensor, inner: Operator) -> Tensor:
 
 def _stacked(deltas: Deltas, module: nn.Module, dtype: torch.dtype) -> Stack:
     """A (k, r, in) and scaled B (k, out, r)."""
-    factors = [None if delta is None else _factors(delta) for delta in deltas]
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return _stack(factors, dtype)
-    token = (dtype, *(one and [(t.data_ptr(), t._version) for t in one[:2]] for one in factors))
+        return _stack([None if delta is None else _factors(delta) for delta in deltas], dtype)
+    token = [dtype, *(None if delta is None else _state(delta) for delta in deltas)]
     kept = _kept.get(module)
     if kept is None or kept[0] != token:
+        factors = [None if delta is None else _factors(delta) for delta in deltas]
         kept = _kept[module] = token, _stack(factors, dtype)
     return kept[1]
+
+
+def _state(delta: Delta) -> list[int]:
+    """What differs when a tensor of the delta, or its place, has changed."""
+    held = (*delta._parameters.values(), *delta._buffers.values())
+    return [fact for t in held if t is not None for fact in (id(t), t._version, t.data_ptr())]
+
+
+def _compiled(A: Tensor, x: Tensor, y: Tensor) -> bool:
+    """Whether the compiled kernel takes these: in bf16, where nothing trains."""
+    return (
+        not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and x.device.type == "cpu"
+        and x.dtype == y.dtype == torch.bfloat16
+        and A.shape[1] % 8 == 0
+        and A.shape[2] % 2 == 0
+        and y.is_contiguous()
+        and y.numel() > 0
+        and cpu.has("routed")
+    )
+
+
+def _pairs(module: nn.Module, B: Tensor) -> Tensor:
+    """B (k, out, r) as pairs of ranks (k, r / 2, out); kept beside the stack that it is of."""
+    kept = _paired.get(module)
+    if kept is None or kept[0] is not B:
+        pairs = B.contiguous().view(torch.int32).mT.contiguous()
+        kept = _paired[module] = B, pairs
+    return kept[1]
+
+
+def _added(y: Tensor, x: Tensor, which: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    which, A = which.to(torch.int64).contiguous(), A.contiguous()
+    examples, columns, outputs = len(which), x.shape[-1], y.shape[-1]
+    sizes = examples, y.numel() // (examples * outputs), columns, outputs, A.shape[1]
+    cpu.loaded().trimtab_routed(*cpu.addresses(x, y, which), *sizes, *cpu.addresses(A, B))
+    return y
 
 
 def _factors(delta: Delta) -> tuple[Tensor, Tensor, float]:

@@ -31,6 +31,8 @@ _SIGNATURES = {
     "int8_pack": ("v", "ppiipp"),
     "int8_linear": ("v", "piiiippppippfpp"),
     "int8_cross_entropy": ("v", "pipiiipppppppp"),
+    "routed_here": ("i", ""),
+    "routed": ("v", "pppiiiiipp"),
     "outer": ("v", "ppiiiifp"),
     "attention_here": ("i", ""),
     "attention": ("v", "ppppppfipp"),

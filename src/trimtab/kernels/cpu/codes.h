@@ -110,6 +110,7 @@ struct Block {
   std::vector<uint8_t> codes;
   std::vector<float> scales;
   std::vector<uint32_t> pairs;
+  std::vector<float> down;
   int columns = 0, rows = 0;
   alignas(64) float sum[kBlock * kPanel];
 

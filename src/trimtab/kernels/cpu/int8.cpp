@@ -140,6 +140,32 @@ TRIMTAB_EXPORT void trimtab_outer(const float* d, const void* x, int half, int r
   }
 }
 
+TRIMTAB_EXPORT int trimtab_routed_here() { return trimtab_int8_here() && pairs_here(); }
+
+// y (examples, rows, outputs) += (x A_kᵀ) B_kᵀ with k = which[example], all in bf16: A (k, rank,
+// columns) with even columns, B (k, rank / 2, outputs) as pairs of ranks, which eights divide.
+TRIMTAB_EXPORT void trimtab_routed(const void* x, void* y, const int64_t* which, int examples,
+                                   int rows, int columns, int outputs, int rank, const void* A,
+                                   const uint32_t* B) {
+#pragma omp parallel for schedule(dynamic, 1)
+  for (int example = 0; example < examples; ++example) {
+    const uint32_t* one = (const uint32_t*)A + which[example] * rank * (columns / 2);
+    const Factors low(rank, columns, outputs, one, B + which[example] * (rank / 2) * outputs);
+    Block& block = block_of_thread();
+    for (int begin = 0; begin < rows; begin += kBlock) {
+      const int count = std::min(kBlock, rows - begin);
+      const size_t first_row = size_t(example) * rows + begin;
+      std::vector<float>& down = block.down;
+      down.resize(size_t(count) * rank);
+      project<Dot::bf16>((const bfloat*)x + first_row * columns, count, low, down.data());
+      const uint32_t* pairs = in_pairs(down.data(), count * rank, block.pairs);
+      for (int column = 0; column < outputs; column += 16) {
+        add_low((bfloat*)y + first_row * outputs, count, pairs, low, column);
+      }
+    }
+  }
+}
+
 #pragma GCC pop_options
 #else
 TRIMTAB_EXPORT int trimtab_int8_here() { return 0; }

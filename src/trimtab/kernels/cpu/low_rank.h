@@ -14,40 +14,57 @@ constexpr int kRanks = 8;  // taken together
 
 inline int upto(int size, int step) { return (size + step - 1) / step; }
 
-// F₁ (rank, columns) and c F₂ (rank, outputs), the ranks filled up with zeros; as pairs of
-// neighbouring columns and of neighbouring ranks beside it.
+// F₁ (rank, columns) and c F₂ (rank, outputs), the ranks filled up with zeros to eights: as floats, or
+// as pairs, of F₁'s neighbouring columns and of F₂'s neighbouring ranks.
 struct Factors {
-  int rank, columns, outputs;
-  std::vector<float> F1, F2;
-  std::vector<uint32_t> pairs1, pairs2;
+  int rank = 0, columns = 0, outputs = 0;
+  const uint32_t* one = nullptr;
+  const uint32_t* two = nullptr;
+  std::vector<uint32_t> own_one, own_two;
 
-  Factors(Dot dot, int rank_, int columns, int outputs, const float* one, const float* two, float c)
-      : rank(rank_ ? upto(rank_, kRanks) * kRanks : 0), columns(columns), outputs(outputs) {
-    if (!rank) return;
+  Factors(int rank, int columns, int outputs, const uint32_t* one, const uint32_t* two)
+      : rank(rank), columns(columns), outputs(outputs), one(one), two(two) {}
+
+  Factors(Dot dot, int given, int columns, int outputs, const float* F1, const float* F2, float c)
+      : rank(upto(given, kRanks) * kRanks), columns(columns), outputs(outputs) {
     if (dot == Dot::fp32) {
-      F1.assign(size_t(rank) * columns, 0.0f);
-      std::copy(one, one + size_t(rank_) * columns, F1.begin());
-      F2.assign(size_t(rank) * outputs, 0.0f);
-      for (size_t i = 0; i < size_t(rank_) * outputs; ++i) F2[i] = c * two[i];
-      return;
+      take_floats(given, F1, F2, c);
+    } else {
+      take_pairs(given, F1, F2, c);
     }
-    pairs1.assign(size_t(rank) * half(), 0);
-    for (int r = 0; r < rank_; ++r) {
-      const float* row = one + size_t(r) * columns;
-      uint32_t* to = pairs1.data() + size_t(r) * half();
-      for (int k = 0; k < columns / 2; ++k) to[k] = pair(row[2 * k], row[2 * k + 1]);
-      if (columns % 2) to[columns / 2] = pair(row[columns - 1], 0);
-    }
-    pairs2.assign(size_t(rank / 2) * outputs, 0);
-    for (int r = 0; r < rank_; r += 2) {
-      const float* row = two + size_t(r) * outputs;
-      const float* next = r + 1 < rank_ ? row + outputs : nullptr;
-      uint32_t* to = pairs2.data() + size_t(r / 2) * outputs;
-      for (int n = 0; n < outputs; ++n) to[n] = pair(c * row[n], next ? c * next[n] : 0);
+    one = own_one.data(), two = own_two.data();
+  }
+
+  int width(Dot dot) const { return dot == Dot::bf16 ? (columns + 1) / 2 : columns; }
+
+ private:
+  void take_floats(int given, const float* F1, const float* F2, float c) {
+    own_one.assign(size_t(rank) * columns, 0);
+    own_two.assign(size_t(rank) * outputs, 0);
+    if (given) std::memcpy(own_one.data(), F1, sizeof(float) * given * columns);
+    for (size_t i = 0; i < size_t(given) * outputs; ++i) {
+      const float scaled = c * F2[i];
+      std::memcpy(&own_two[i], &scaled, 4);
     }
   }
 
-  int half() const { return (columns + 1) / 2; }
+  void take_pairs(int given, const float* F1, const float* F2, float c) {
+    const int half = (columns + 1) / 2;
+    own_one.assign(size_t(rank) * half, 0);
+    for (int r = 0; r < given; ++r) {
+      const float* row = F1 + size_t(r) * columns;
+      uint32_t* to = own_one.data() + size_t(r) * half;
+      for (int k = 0; k < columns / 2; ++k) to[k] = pair(row[2 * k], row[2 * k + 1]);
+      if (columns % 2) to[half - 1] = pair(row[columns - 1], 0);
+    }
+    own_two.assign(size_t(rank / 2) * outputs, 0);
+    for (int r = 0; r < given; r += 2) {
+      const float* row = F2 + size_t(r) * outputs;
+      const float* next = r + 1 < given ? row + outputs : nullptr;
+      uint32_t* to = own_two.data() + size_t(r / 2) * outputs;
+      for (int n = 0; n < outputs; ++n) to[n] = pair(c * row[n], next ? c * next[n] : 0);
+    }
+  }
 };
 
 // Numbers as pairs of neighbours.
@@ -95,13 +112,13 @@ void project(const T* x, int rows, const Factors& f, float* down) {
     const T* two = i + 1 < rows ? one + f.columns : one;
     for (int r = 0; r < f.rank; r += kRanks) {
       __m512 a[kRanks] = {}, b[kRanks] = {};
+      const int step = f.width(dot);
       if constexpr (dot == Dot::bf16) {
         for (int k = 0; k < f.columns; k += 32) {
           const int left = f.columns - k;
           const __mmask32 keep = left >= 32 ? __mmask32(~0u) : __mmask32((1u << left) - 1);
           const __mmask16 pairs = first((left + 1) / 2);
-          const uint32_t* at = f.pairs1.data() + size_t(r) * f.half() + k / 2;
-          const int step = f.half();
+          const uint32_t* at = f.one + size_t(r) * step + k / 2;
           project_step(a, b, _mm512_maskz_loadu_epi16(keep, one + k),
                        _mm512_maskz_loadu_epi16(keep, two + k),
                        [=](int q) { return _mm512_maskz_loadu_epi32(pairs, at + q * step); },
@@ -110,8 +127,7 @@ void project(const T* x, int rows, const Factors& f, float* down) {
       } else {
         for (int k = 0; k < f.columns; k += 16) {
           const __mmask16 keep = first(f.columns - k);
-          const float* at = f.F1.data() + size_t(r) * f.columns + k;
-          const int step = f.columns;
+          const float* at = (const float*)f.one + size_t(r) * step + k;
           project_step(a, b, load16(one + k, keep), load16(two + k, keep),
                        [=](int q) { return _mm512_maskz_loadu_ps(keep, at + q * step); }, Eight());
         }
@@ -141,12 +157,6 @@ inline __attribute__((always_inline)) __m512 raised(__m512 v, const uint32_t* d,
   return _mm512_add_ps(sums[0], sums[1]);
 }
 
-template <int terms, int... q>
-inline void take_ranks(__m512i (&w)[terms], const uint32_t* from, int stride, __mmask16 keep,
-                       std::integer_sequence<int, q...>) {
-  ((w[q] = _mm512_maskz_loadu_epi32(keep, from + q * stride)), ...);
-}
-
 // y = sum ⊙ scale + offset + down F₂ for 16 of the outputs, from `column`; `sum` has `stride` in a
 // row. `down` (rows, rank) is in floats, or in pairs.
 template <Dot dot, typename T>
@@ -156,11 +166,12 @@ void finish(float* sum, int stride, int rows, const float* scale, const float* o
   const __m512 by = _mm512_maskz_loadu_ps(keep, scale + column);
   const __m512 add = offset ? _mm512_maskz_loadu_ps(keep, offset + column) : _mm512_setzero_ps();
   constexpr int terms = dot == Dot::bf16 ? kRanks / 2 : kRanks;
-  const auto* ranks = dot == Dot::bf16 ? f.pairs2.data() : (const uint32_t*)f.F2.data();
   for (int r = 0; r == 0 || r < f.rank; r += kRanks) {
     __m512i w[terms] = {};
-    const uint32_t* from = ranks + size_t(r / (kRanks / terms)) * f.outputs + column;
-    if (f.rank) take_ranks(w, from, f.outputs, keep, std::make_integer_sequence<int, terms>());
+    const uint32_t* from = f.two + size_t(r / (kRanks / terms)) * f.outputs + column;
+    for (int q = 0; q < terms && f.rank; ++q) {
+      w[q] = _mm512_maskz_loadu_epi32(keep, from + size_t(q) * f.outputs);
+    }
     const bool last = r + kRanks >= f.rank;
     for (int i = 0; i < rows; ++i) {
       __m512 v = _mm512_loadu_ps(sum + i * stride);
@@ -174,6 +185,24 @@ void finish(float* sum, int stride, int rows, const float* scale, const float* o
       } else {
         _mm512_storeu_ps(sum + i * stride, v);
       }
+    }
+  }
+}
+
+// y += down F₂ for 16 of the outputs, from `column`; `down` (rows, rank) in pairs.
+inline void add_low(bfloat* y, int rows, const uint32_t* down, const Factors& f, int column) {
+  const __mmask16 keep = first(f.outputs - column);
+  for (int r = 0; r < f.rank; r += kRanks) {
+    __m512i w[kRanks / 2] = {};
+    const uint32_t* from = f.two + size_t(r / 2) * f.outputs + column;
+    for (int q = 0; q < kRanks / 2; ++q) {
+      w[q] = _mm512_maskz_loadu_epi32(keep, from + size_t(q) * f.outputs);
+    }
+    for (int i = 0; i < rows; ++i) {
+      bfloat* to = y + size_t(i) * f.outputs + column;
+      const uint32_t* d = down + (size_t(i) * f.rank + r) / 2;
+      store16(to, keep, raised<Dot::bf16>(load16(to, keep), d, w,
+                                          std::make_integer_sequence<int, kRanks / 2>()));
     }
   }
 }
