@@ -15,7 +15,7 @@ QUIET = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 kernels = Extension(
     "trimtab.kernels.cpu._kernels",
     sources=[f"{FOLDER}/{name}.cpp" for name in ("int8", "cross_entropy", "attention")],
-    depends=[f"{FOLDER}/{name}.h" for name in ("cpu", "simd", "codes", "low_rank")],
+    depends=[f"{FOLDER}/{name}.h" for name in ("cpu", "simd", "codes", "low_rank", "pairs")],
     extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-fvisibility=hidden", *QUIET],
     language="c++",
     optional=True,

@@ -163,6 +163,9 @@ or time.
 
 The targets were set before the work, after prototypes on two cores with AMX, whose matrix products
 are several times as fast as here; where one is not met, the floor below says what could be at most.
+Trimtab runs as `tune` chooses by measurement: here, products with frozen matrices in eight bits in
+training ([decision 24](decisions/0024-eight-bits-in-training.md)), with the accuracy or the loss
+beside the peers' in the JSON; "exact" is the same without.
 
 {about}
 
@@ -173,8 +176,8 @@ measure on.
 
 ![Seconds beside the peers and the floor](../benchmarks/results/speed.svg)
 
-The floor is the arithmetic of a step that cannot be left out, at the rate of plain products
-measured in the same run (`benchmarks/floor.py`):
+The floor is the arithmetic of a step that cannot be left out, at the rate of the fastest plain
+products, of bf16 or of eight-bit integers, measured in the same run (`benchmarks/floor.py`):
 
 {floors}
 
@@ -191,7 +194,7 @@ of the seconds' logarithm over the size's between the two largest: 1 is linear, 
 
 def bars() -> Iterator[tuple[str, list[tuple[str, float]]]]:
     """(title, (name, seconds) …) of each picture: contestants and the floor."""
-    names = {"peer_a": A, "peer_b": B, "trimtab": "Trimtab"}
+    names = {"peer_a": A, "peer_b": B, "exact": "Trimtab, exact", "trimtab": "Trimtab"}
     works = ((ENCODER, "speed", ""), (DECODER, "decoder", "short"), (LONG, "decoder", "long"))
     for title, file, part in works:
         try:
@@ -199,7 +202,8 @@ def bars() -> Iterator[tuple[str, list[tuple[str, float]]]]:
             floor = found["floor_seconds"]
         except (FileNotFoundError, KeyError):
             continue
-        seconds = [(name, found["median_seconds"][one]) for one, name in names.items()]
+        median = found["median_seconds"]
+        seconds = [(name, median[one]) for one, name in names.items() if one in median]
         yield title, [*seconds, ("the products alone", floor)]
 
 
@@ -212,7 +216,7 @@ def draw() -> None:
     figure, axes = plt.subplots(len(pictures), 1, figsize=(8, 1.7 * len(pictures)), squeeze=False)
     for axis, (title, rows) in zip(axes[:, 0], pictures, strict=True):
         names, seconds = zip(*reversed(rows), strict=True)
-        colours = ["#1f77b4" if name == "Trimtab" else "#bbbbbb" for name in names]
+        colours = ["#1f77b4" if name.startswith("Trimtab") else "#bbbbbb" for name in names]
         drawn = axis.barh(names, seconds, color=colours)
         axis.bar_label(drawn, fmt="%.3g s", padding=3)
         axis.set_title(title, loc="left", fontsize=9)

@@ -4,7 +4,9 @@ training alone."""
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -279,3 +281,120 @@ def test_a_part_of_the_package_alone() -> None:
     finally:
         cpu.library = library  # type: ignore[assignment]
         cpu.has.cache_clear()
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["re-entrant", "not re-entrant"])
+def test_checkpointed_maps_are_computed_again_alike(again: bool) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    model, x = adapted(), torch.randn(40, 192).bfloat16().requires_grad_()
+    trimtab.kernels.int8(model)
+    plain = run(model, x)
+    of = trimtab.parameters(model)
+    weights = torch.linspace(-1, 1, 40 * 128, dtype=torch.bfloat16).reshape(40, 128)
+    for parameter in of:
+        parameter.grad = None
+    (checkpoint(model, x, use_reentrant=again) * weights).sum().backward()
+    for parameter, expected in zip(of, plain[2:], strict=True):
+        torch.testing.assert_close(parameter.grad, expected)
+
+
+def test_no_rows_no_trouble() -> None:
+    model = adapted(torch.float32)
+    trimtab.kernels.int8(model)
+    assert model(torch.randn(0, 192)).shape == (0, 128)
+    model(torch.randn(40, 192))
+    assert model(torch.randn(0, 192)).shape == (0, 128)
+
+
+def test_another_width_is_refused_as_ever() -> None:
+    model = adapted(torch.float32)
+    trimtab.kernels.int8(model)
+    model(torch.randn(40, 192))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model(torch.randn(40, 256))
+
+
+def test_numbers_have_room_whatever_the_default_is() -> None:
+    model, x = adapted(), torch.randn(40, 192).bfloat16()
+    trimtab.kernels.int8(model)
+    expected = run(model, x)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = run(copy.deepcopy(model), x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_column_that_was_silent_may_speak_up() -> None:
+    """The first batch balances the codes; what it did not show must not ruin the others."""
+    map_ = nn.Linear(256, 64).requires_grad_(False)
+    own = coded.Coded(map_.train())
+    first = torch.randn(40, 256)
+    first[:, :5] = 0
+    first[3, 9] = float("inf")
+    own(first.requires_grad_())
+    x = torch.randn(40, 256, requires_grad=True)
+    near(own(x), map_.eval()(x), 0.03)
+
+
+def test_a_bias_is_read_as_it_is() -> None:
+    model, x = adapted(torch.float32), torch.randn(40, 192)
+    trimtab.kernels.int8(model)
+    model(x)
+    with torch.no_grad():
+        model.get_parameter("2.bias").add_(10)
+    near(model(x), model.eval()(x), 0.03)
+
+
+def test_another_parameter_has_other_codes() -> None:
+    map_ = nn.Linear(192, 64, bias=False).requires_grad_(False).train()
+    own, x = coded.Coded(map_), torch.randn(20, 192, requires_grad=True)
+    for _ in range(4):  # the allocator likes to give the same place again
+        map_.weight = nn.Parameter(torch.randn(64, 192), requires_grad=False)
+        near(own(x), linear(x, map_.weight), 0.03)
+
+
+def test_factors_may_lie_as_they_like() -> None:
+    model, x = adapted(torch.float32), torch.randn(40, 192)
+    trimtab.kernels.int8(model)
+    expected = run(model, x)
+    for parameter in trimtab.parameters(model):
+        parameter.data = parameter.data.T.contiguous().T
+    for one, other in zip(run(model, x), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_sure_token_costs_nothing() -> None:
+    """Probabilities are of the logits as they are kept: they add up to one."""
+    torch.manual_seed(0)
+    head = nn.Linear(96, 1100, bias=False).bfloat16().requires_grad_(False).train()
+    labels = torch.randint(1100, (64,), dtype=torch.int32)
+    h = (60 * head.weight[labels.long()]).detach().requires_grad_()
+    losses = Int8CrossEntropy.apply(h, coded.Coded(head), labels.long())
+    assert (losses >= 0).all()
+    (gradient,) = torch.autograd.grad(losses.sum(), h)
+    assert gradient.float().norm() < 0.01 * h.float().norm()
+
+
+def test_a_model_is_not_kept_for_its_head() -> None:
+    model = decoder()
+    trimtab.attach(model, trimtab.LoRA(rank=2))
+    trimtab.kernels.int8(model)
+    ids = torch.randint(1100, (2, 9))
+    model.train()(input_ids=ids, labels=ids.int().long()).loss.backward()
+    held = weakref.ref(model.lm_head)
+    del model
+    gc.collect()
+    assert held() is None
+
+
+def test_fake_tensors_pass_by() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    model = nn.Sequential(nn.Linear(192, 64)).requires_grad_(False).train()
+    trimtab.kernels.int8(model)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert model(torch.randn(5, 192)).shape == (5, 64)

@@ -46,6 +46,7 @@ def settings(sentences: Path) -> Callable[..., Config]:
             "max_length": 16,
             "dtype": "float32",
             "attention": "eager",
+            "products": "exact",
             "target": ["query", "value"],
         }
         return parse({**fields, **changes}, "a test")

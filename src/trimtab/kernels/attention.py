@@ -30,6 +30,7 @@ from trimtab.kernels import cpu
 NAME = "blockwise"
 _BLOCK = 128  # queries
 _SHORT = 64  # queries and keys: below, what is kept is no more than other layers keep
+_FEW = 8  # queries: below, plain products are faster than the compiled kernel
 _NARROW = 32  # keys: below, torch's softmax and its backward are six times as fast in fp32
 
 Mask = Tensor | None
@@ -75,7 +76,7 @@ class Compiled(torch.autograd.Function):
         b, h, t, d = q.shape
         y, lse = q.new_empty(b, t, h, d), None
         if any(ctx.needs_input_grad[:3]):
-            lse = torch.empty(b, h, t)
+            lse = cpu.floats(b, h, t)
         seen = None if mask is None else mask.expand(b, h, t, k.shape[2])
         _call("", (q, k, v, seen), causal, scale, (y.transpose(1, 2),), (y, lse))
         ctx.save_for_backward(q, k, v, mask, lse)
@@ -122,13 +123,15 @@ def _call(
 
 
 def _compiled(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> bool:
-    """Whether the compiled kernel takes these."""
+    """Whether the compiled kernel takes these. For few queries what it packs is not worth while."""
     return (
-        q.dtype == k.dtype == v.dtype == torch.bfloat16
+        q.shape[2] >= _FEW
+        and q.dtype == k.dtype == v.dtype == torch.bfloat16
         and q.shape[-1] == k.shape[-1] == v.shape[-1]
         and q.shape[-1] % 2 == 0
-        and all(one.stride(-1) == 1 and one.numel() > 0 for one in (q, k, v))
-        and (mask is None or mask.stride(-1) == 1)
+        and all(one.stride(-1) == 1 for one in (q, k, v))
+        and (mask is None or (mask.stride(-1) == 1 and mask.shape[-1] == k.shape[2]))
+        and cpu.real(q, k, v, mask)
         and cpu.has("attention")
     )
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -32,10 +33,12 @@ from trimtab.kernels import cpu
 from trimtab.kernels.plain import Product, rows
 
 _LEAST = 64  # inputs and outputs: below, coding costs more than it saves
+_BALANCED = 8  # times the median that a column is divided by at most, and at least
 _PACKED = 1024  # rows of a matrix packed at once; 64 share a panel
 _DTYPES = (torch.bfloat16, torch.float32)
 
-_heads: Any = WeakIdKeyDictionary()  # weights of heads whose loss is taken in eight bits -> Coded
+_LOSS = "codes_of_the_loss"  # of a head, beside its modules and parameters
+_heads: Any = WeakIdKeyDictionary()  # its weight -> the head, held weakly
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,9 @@ class Codes:
     def of(cls, W: Tensor, balance: Tensor | None = None) -> Codes:
         """Those of W (outputs, columns), whose columns are multiplied by `balance` first."""
         library, (outputs, columns) = cpu.loaded(), W.shape
-        packed = torch.empty(library.trimtab_int8_bytes(outputs, columns), dtype=torch.int8)
-        scales = torch.empty(outputs)
+        size = library.trimtab_int8_bytes(outputs, columns)
+        packed = torch.empty(size, dtype=torch.int8, device="cpu")
+        scales = cpu.floats(outputs)
         for first in range(0, outputs, _PACKED):  # so that W never stands there in fp32 as a whole
             part = W.detach()[first : first + _PACKED].float().contiguous()
             to = packed[library.trimtab_int8_bytes(first, columns) :], scales[first:]
@@ -74,7 +78,7 @@ def times(
     y = x.new_empty(len(x), codes.outputs)
     F1, F2, scale = (None, None, 0.0) if low is None else low
     rank = 0 if F1 is None else len(F1)
-    down = torch.empty(len(x), _eights(rank)) if rank else None
+    down = cpu.floats(len(x), _eights(rank)) if rank else None
     cpu.loaded().trimtab_int8_linear(
         *(x.data_ptr(), cpu.is_half(x), len(x), codes.columns, codes.outputs),
         *cpu.addresses(codes.inverse, codes.packed, codes.scales, bias),
@@ -86,7 +90,7 @@ def times(
 def outer(d: Tensor, x: Tensor, scale: float) -> Tensor:
     """scale dᵀ x, (r, columns) in fp32, for d (n, r) in fp32, of a rank that eights divide, and x
     (n, columns)."""
-    out = torch.empty(d.shape[1], x.shape[1])
+    out = cpu.floats(d.shape[1], x.shape[1])
     sizes = (cpu.is_half(x), *x.shape, d.shape[1])
     cpu.loaded().trimtab_outer(d.data_ptr(), x.data_ptr(), *sizes, scale, out.data_ptr())
     return out
@@ -102,7 +106,6 @@ class Coded(Product):
     def __init__(self, module: nn.Linear) -> None:
         self.module = module
         self.made: tuple[Any, Codes, Codes] | None = None
-        self.bias: Tensor | None = None
         self.active = True
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -118,31 +121,34 @@ class Coded(Product):
             and type(W) is nn.Parameter  # not one that stands in for it
             and self.module.training
             and kernel.enabled()
-            and x.device.type == "cpu"
+            and cpu.real(x, W)
             and x.dtype in _DTYPES
             and x.dtype == W.dtype
+            and x.shape[-1] == W.shape[1]
             and not any(p.requires_grad for p in self.module.parameters(recurse=False))
-            and not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()
             and kernel.unmodified(x)
         )
 
     def codes(self, x: Tensor) -> tuple[Codes, Codes]:
         """Those for the forward and for the backward pass; made when W is seen for the first time,
-        or has changed."""
-        W = self.module.weight
-        which = (W.data_ptr(), W._version)
-        if self.made is None or self.made[0] != which:
+        or has changed, as far as torch knows: not through `W.data.copy_`."""
+        W, made = self.module.weight, self.made
+        place = (W.data_ptr(), W._version)
+        if made is None or made[0][0]() is not W or made[0][1] != place:
             balance = _balance(x, W)
-            self.made = (which, Codes.of(W, balance), Codes.of(W.mT))
-            bias = self.module.bias
-            self.bias = None if bias is None else bias.detach().float()
-        return self.made[1:]
+            made = self.made = ((weakref.ref(W), place), Codes.of(W, balance), Codes.of(W.mT))
+        return made[1:]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """As it is now, in fp32."""
+        bias = self.module.bias
+        return None if bias is None else bias.detach().float().contiguous()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Coded:
         """Where the copy shares its weight, the codes are the same."""
         twin = Coded(copy.deepcopy(self.module, memo))
-        twin.made, twin.bias, twin.active = self.made, self.bias, self.active
+        twin.made, twin.active = self.made, self.active
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -150,10 +156,14 @@ class Coded(Product):
 
 
 def _balance(x: Tensor, W: Tensor) -> Tensor:
-    """m (in,): the square root of what a column of x holds at most over what W's does."""
-    most = x.detach().abs().amax(0).float().clamp(min=1e-6)
-    own = W.detach().abs().amax(0).float().clamp(min=1e-6)
-    return (most / own).sqrt()
+    """m (in,): the square root of what a column of x holds at most over what W's does, within some
+    times the median. A column that is silent in this batch may speak up in another."""
+    most = x.detach().float().abs().nan_to_num(0.0, 0.0).amax(0)
+    own = W.detach().float().abs().amax(0)
+    m = (most / own.clamp(min=1e-6)).sqrt()
+    spoken = m[m > 0]
+    middle = float(spoken.median()) if len(spoken) else 1.0
+    return m.clamp(middle / _BALANCED, middle * _BALANCED)
 
 
 class Int8Linear(torch.autograd.Function):
@@ -168,7 +178,7 @@ class Int8Linear(torch.autograd.Function):
             ctx.save_for_backward()
             ctx.facts = coded, back, scale
             return times(x, there, coded.bias)[0]
-        low = A.detach().float(), B.detach().float().T.contiguous(), scale
+        low = A.detach().float().contiguous(), B.detach().float().T.contiguous(), scale
         y, down = times(x, there, coded.bias, low)
         assert down is not None
         ctx.save_for_backward(x, A, B, down)
@@ -179,12 +189,13 @@ class Int8Linear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         coded, back, scale = ctx.facts
         dy = dy.contiguous()
+        saved = ctx.saved_tensors  # read once: what is checkpointed is made anew for it
         if torch.is_grad_enabled():  # a second derivative is asked for: of the exact product
-            return _exact(ctx, dy, coded.module.weight, scale)
-        if not ctx.saved_tensors:
+            return _exact(saved, dy, coded.module.weight, scale)
+        if not saved:
             return (times(dy, back)[0] if ctx.needs_input_grad[0] else None), None, None, None, None
-        x, A, B, down = ctx.saved_tensors
-        F1, F2 = B.float().T.contiguous(), A.float()
+        x, A, B, down = saved
+        F1, F2 = B.float().T.contiguous(), A.float().contiguous()
         if ctx.needs_input_grad[0]:
             dx, up = times(dy, back, None, (F1, F2, scale))
         else:
@@ -200,10 +211,10 @@ class Int8Linear(torch.autograd.Function):
         return dx, None, dA, dB, None
 
 
-def _exact(ctx: Any, dy: Tensor, W: Tensor, scale: float) -> tuple[Tensor | None, ...]:
-    if not ctx.saved_tensors:
+def _exact(saved: Any, dy: Tensor, W: Tensor, scale: float) -> tuple[Tensor | None, ...]:
+    if not saved:
         return dy @ W, None, None, None, None
-    x, A, B, _ = ctx.saved_tensors
+    x, A, B, _ = saved
     a, b = A.to(x.dtype), B.to(x.dtype)
     up = scale * (dy @ b)
     dB = scale * (dy.T @ (x @ a.T))
@@ -212,25 +223,30 @@ def _exact(ctx: Any, dy: Tensor, W: Tensor, scale: float) -> tuple[Tensor | None
 
 def of_head(W: Tensor) -> Coded | None:
     """The codes of a head whose loss is asked for in eight bits."""
-    found: Coded | None = _heads.get(W)
+    held = _heads.get(W)
+    head = None if held is None else held()
+    found: Coded | None = None if head is None else head.__dict__.get(_LOSS)
     return found
 
 
 def here() -> bool:
     """Whether the compiled product is there, and this processor has the instructions for it."""
-    return cpu.has("int8")
+    return kernel.enabled() and cpu.has("int8")
 
 
 def int8(model: nn.Module, on: bool = True) -> int:
     """Let a model's frozen linear maps multiply in eight bits in training mode from now on, and the
     head that gives its logits where a loss alone asks for those; `on=False` takes it back. Returns
-    how many maps do: none where the compiled kernels are not."""
+    how many maps do: none where the compiled kernels are not. Of a copy whose tensors are its own,
+    ask it anew for the head."""
     count = 0
     head = _head(model)
     if head is not None:
         _heads.pop(head.weight, None)
+        head.__dict__.pop(_LOSS, None)
         if on and here():
-            _heads[head.weight] = Coded(head)
+            _heads[head.weight] = weakref.ref(head)
+            head.__dict__[_LOSS] = Coded(head)
     for module in _maps(model):
         if isinstance(module.__dict__.get("forward"), Coded):
             if not on:
@@ -259,6 +275,7 @@ def _fits(module: nn.Module) -> TypeGuard[nn.Linear]:
     return (
         type(module) is nn.Linear
         and type(module.weight) is nn.Parameter
+        and module.weight.dtype in _DTYPES
         and min(module.weight.shape) >= _LEAST
         and not any(p.requires_grad for p in module.parameters(recurse=False))
     )
@@ -269,7 +286,7 @@ def exact(model: nn.Module) -> Iterator[None]:
     """Within, the maps multiply as they were given; their codes stay."""
     found = [module.__dict__.get("forward") for module in _maps(model)]
     head = _head(model)
-    all_ = [*found, None if head is None else _heads.get(head.weight)]
+    all_ = [*found, None if head is None else of_head(head.weight)]
     active = [one for one in all_ if isinstance(one, Coded) and one.active]
     for one in active:
         one.active = False

@@ -62,12 +62,12 @@ class Int8CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, coded: Coded, labels: Tensor) -> Tensor:
-        there, back = coded.codes(h)
-        losses = torch.empty(len(h))
+        (there, back), bias = coded.codes(h), coded.bias
+        losses = cpu.floats(len(h))
         dh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
         cpu.loaded().trimtab_int8_cross_entropy(
             *(h.data_ptr(), cpu.is_half(h), labels.data_ptr(), *h.shape, there.outputs),
-            *cpu.addresses(there.inverse, there.packed, there.scales, coded.bias),
+            *cpu.addresses(there.inverse, there.packed, there.scales, bias),
             *cpu.addresses(back.packed, back.scales, losses, dh),
         )
         ctx.save_for_backward(h, labels, dh)
@@ -89,7 +89,7 @@ def loss(h: Tensor, W: Tensor, b: Tensor | None, labels: Tensor) -> Tensor:
     if coded is None or not coded.applies(h):
         y: Tensor = CrossEntropy.apply(h, W, b, labels)
     else:
-        y = Int8CrossEntropy.apply(rows(h), coded, labels.contiguous())
+        y = Int8CrossEntropy.apply(rows(h), coded, labels.to(torch.int64).contiguous())
     return y
 
 

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from trimtab.core import kernel
 from trimtab.core.adapter import Adapter
 from trimtab.core.errors import InputError
 from trimtab.kernels import coded
 from trimtab.tune import hardware
+from trimtab.tune.config import Config
 from trimtab.tune.session import Session, loss
 
 Batch = Mapping[str, Tensor]
@@ -19,27 +21,74 @@ _GAIN = 1.1  # how much faster a step must be
 _AGREEING = 0.99  # the cosine of its gradient with the exact one, at least
 
 
-def choose(session: Session, adapter: Adapter, batch: Batch) -> None:
-    """Pin the faster of the two, where their gradients agree; from now on the model computes so.
+def refuse(config: Config) -> None:
+    """Eight bits that are asked for where they are not to be had."""
+    if config.products != "int8" or _measured(config):
+        return
+    why = None
+    if config.selects:
+        why = f"--method {config.method} has no frozen maps to train through"
+    elif not kernel.enabled():
+        why = "TRIMTAB_KERNELS is off"
+    elif not _here():
+        why = "the compiled kernels, or the processor's instructions for them, are not here"
+    if why:
+        raise InputError(f"--products int8: {why}; leave it out, or take exact")
+
+
+def choose(session: Session, adapter: Adapter, batch: Batch, other: Batch) -> None:
+    """Pin the faster of the two, where their gradients agree on a batch other than the one that
+    balances the codes; from now on the model computes so.
 
     Raises:
-        InputError: eight bits are asked for where they are not to be had.
+        InputError: eight bits are asked for, of a model that has nothing for them.
     """
     config = session.config
+    if config.products == "int8" and _measured(config) and not _here():
+        config.products = "exact"
+        session.notes.append(
+            "this run multiplied in eight bits, by measurement, for which the kernels are not "
+            "here: it goes on with exact products"
+        )
     if config.products == "exact":
         return
-    count = 0 if config.selects or config.method == "head" else coded.int8(session.model)
+    count = coded.int8(session.model) if _here() and not config.selects else 0
+    if not count and config.products == "int8":
+        raise InputError(
+            f"--products int8: the model has no frozen linear maps in {config.dtype} that are "
+            "large enough; leave it out, or take exact"
+        )
     if not count:
-        if config.products == "int8":
-            raise InputError(f"--products int8: {_why(session)}; leave it out, or take exact")
         config.products = "exact"
         return
-    found = gradient(session, adapter, batch)  # of the codes, which this batch balances
-    if config.products == "int8":
-        return
-    with coded.exact(session.model):
-        agreement = coded.agreement(found, gradient(session, adapter, batch))
+    with session.phases.doing("trying products in eight bits"):
+        gradient(session, adapter, batch)  # which balances the codes
+        if not _measured(config):
+            _try(session, adapter, batch, other)
 
+
+def _try(session: Session, adapter: Adapter, batch: Batch, other: Batch) -> None:
+    config, model = session.config, session.model
+    found = gradient(session, adapter, other)
+    with coded.exact(model):
+        agreement = round(coded.agreement(found, gradient(session, adapter, other)), 5)
+    took = _seconds(session, adapter, batch) if config.products == "auto" else None
+    if took is not None:
+        better = took["int8"] * _GAIN < took["exact"] and agreement >= _AGREEING
+        config.products = "int8" if better else "exact"
+        config.measured = {**config.measured, "products_ms": took}
+    config.measured = {**config.measured, "int8_agreement": agreement}
+    if config.products == "exact":
+        coded.int8(model, on=False)
+    elif took is not None or agreement < _AGREEING:
+        gain = f"{took['exact'] / took['int8']:.1f} times as fast, " if took else ""
+        session.notes.append(
+            f"frozen maps multiply in eight bits while training: {gain}the gradient's cosine with "
+            f"the exact one is {agreement:.4f}"
+        )
+
+
+def _seconds(session: Session, adapter: Adapter, batch: Batch) -> dict[str, float]:
     def step() -> None:
         gradient(session, adapter, batch)
 
@@ -47,21 +96,16 @@ def choose(session: Session, adapter: Adapter, batch: Batch) -> None:
         with coded.exact(session.model):
             step()
 
-    took = hardware.measure({"exact": exactly, "int8": step}, rounds=3)
-    better = took["int8"] * _GAIN < took["exact"] and agreement >= _AGREEING
-    config.products = "int8" if better else "exact"
-    if not better:
-        coded.int8(session.model, on=False)
-    more = {"products_ms": took, "int8_agreement": round(agreement, 5)}
-    config.measured = {**config.measured, **more}
+    return hardware.measure({"exact": exactly, "int8": step}, rounds=3)
 
 
-def _why(session: Session) -> str:
-    if session.config.selects or session.config.method == "head":
-        return f"{session.config.method} has no frozen maps to train through"
-    if not coded.here():
-        return "the compiled kernels, or the processor's instructions for them, are not here"
-    return f"the model has no frozen linear maps in {session.config.dtype} that are large enough"
+def _measured(config: Config) -> bool:
+    """Whether this run was not told, but has found what is faster."""
+    return "products_ms" in config.measured
+
+
+def _here() -> bool:
+    return hardware.device().type == "cpu" and coded.here()
 
 
 def gradient(session: Session, adapter: Adapter, batch: Batch) -> dict[str, Tensor]:

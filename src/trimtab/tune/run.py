@@ -101,6 +101,7 @@ def tune(config: Config, *, resume: bool = False, quiet: bool = False) -> dict[s
 def _ready(run: Run, config: Config, phases: Phases) -> tuple[Work, Adapter]:
     """All that comes before training. Wrong input shows here, and then leaves no folder behind."""
     demands.refuse(config)
+    products.refuse(config)
     check_trackers(config)
     work = _prepare(run, config, phases)
     _baselines(work)
@@ -258,15 +259,14 @@ def _attach(work: Work) -> Adapter:
         _choose_places(work)
     if config.gradient_checkpointing:
         session.model.activation_checkpointing_enable({"use_reentrant": False})
-    batch = _middle(work)
+    batch = _part(work, 0.5)
     with session.phases.doing("measuring attention"):
         choose_attention(session, batch, _step(session, adapter, batch))
     if config.attention != session.first or "base" not in work.outputs:  # as with what stays
         adapt.activate(session.model, None)
         _measure_baselines(work)
         adapt.activate(session.model, adapter.name)
-    with session.phases.doing("measuring products in eight bits"):
-        products.choose(session, adapter, batch)
+    products.choose(session, adapter, batch, _part(work, 0.25))
     with session.phases.doing("measuring parts of a batch side by side"):
         choose_replicas(session, batch)
     work.run.write_config(config)
@@ -315,10 +315,10 @@ def trained_whole(session: Session) -> list[str]:
     return whole
 
 
-def _middle(work: Work) -> dict[str, torch.Tensor]:
-    """A batch of middling length."""
+def _part(work: Work, share: float) -> dict[str, torch.Tensor]:
+    """A batch from this place of the training data, which is in order of length."""
     session, examples = work.session, work.encoded["train"].examples
-    middle, size = len(examples) // 2, session.config.batch_size
+    middle, size = int(share * len(examples)), session.config.batch_size
     return _batch(session, examples[max(0, middle - size // 2) :][:size])
 
 

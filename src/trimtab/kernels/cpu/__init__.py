@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # p: an address; i: an int, l: one of 64 bits; f: a float; v: nothing.
 _TYPES: dict[str, Any] = {
@@ -70,7 +70,9 @@ def _offer_threads() -> None:
     maps = Path("/proc/self/maps")
     lines = maps.read_text(encoding="utf8").splitlines() if maps.exists() else []
     paths = {line.split(maxsplit=5)[-1] for line in lines if "libgomp" in line}
-    for path in [*sorted(paths), "libgomp.so.1"][:1]:
+    own = str(Path(torch.__file__).parent)  # torch.libs lies beside it; others bring theirs
+    paths_ = sorted(paths, key=lambda path: (not path.startswith(own), path))
+    for path in [*paths_, "libgomp.so.1"][:1]:
         with contextlib.suppress(OSError):
             ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
 
@@ -87,6 +89,26 @@ def has(kernel: str) -> bool:
 
 def addresses(*tensors: Tensor | None) -> list[int | None]:
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def real(*tensors: Tensor | None) -> bool:
+    """Whether these hold numbers, in memory that C++ may read: none is empty, stands for another or
+    is followed by a tracer."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._len_torch_dispatch_stack()
+        and all(one is None or _own_memory(one) for one in tensors)
+    )
+
+
+def _own_memory(x: Tensor) -> bool:
+    return type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and x.numel() > 0
+
+
+def floats(*shape: int) -> Tensor:
+    """Room for numbers in fp32, whatever torch takes by default."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def is_half(x: Tensor) -> int:

@@ -145,7 +145,7 @@ struct Block {
 
 // Rows of each block, so that all threads have as many to do: no more than `most`.
 inline int block_rows(int rows, int most, int threads) {
-  int blocks = (rows + most - 1) / most;
+  int blocks = std::max(1, (rows + most - 1) / most);
   blocks = (blocks + threads - 1) / threads * threads;
   return std::max(1, std::min(most, ((rows + blocks - 1) / blocks + kTile - 1) / kTile * kTile));
 }

@@ -2,7 +2,7 @@
 //
 //     L = log Σ exp(z) - z_y,   z = h Wᵀ + b,   ∂L/∂h = (softmax(z) - e_y) W
 //
-// A block of rows at a time: its logits are made panel by panel, in bf16, their largest and their sum
+// A block of rows at a time: its logits are made panel by panel, their largest and their sum
 // kept along; then probabilities become codes, and these are multiplied with the transposed ones.
 
 #include "cpu.h"
@@ -32,13 +32,17 @@ struct Head {
   const float* back_scales;
 };
 
-struct Rows {  // of logits, and for each lane of a row the largest and Σ exp(z - largest)
-  std::vector<bfloat> z;
+// Logits, in the precision of h, and for each lane of a row the largest and Σ exp(z - largest). These
+// are of the logits as they are kept, so that the probabilities add up to one.
+template <typename T>
+struct Rows {
+  std::vector<T> z;
   alignas(64) float most[kBlock][16], sum[kBlock][16];
 };
 
 // The logits of a panel, and what they add to each row's sum.
-void take_panel(const Block& block, const Head& head, int panel, Rows& rows) {
+template <typename T>
+void take_panel(const Block& block, const Head& head, int panel, Rows<T>& rows) {
   const __m512 low = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
   for (int i = 0; i < block.rows; ++i) {
     __m512 z[4], most = _mm512_load_ps(rows.most[i]);
@@ -46,11 +50,14 @@ void take_panel(const Block& block, const Head& head, int panel, Rows& rows) {
     for (int j = 0; j < 4; ++j) {
       const int at = panel * kPanel + 16 * j;
       const __mmask16 keep = first(head.words - at);
-      const __m512 offset = head.bias ? _mm512_maskz_loadu_ps(keep, head.bias + at) : _mm512_setzero_ps();
+      const __m512 offset =
+          head.bias ? _mm512_maskz_loadu_ps(keep, head.bias + at) : _mm512_setzero_ps();
       const __m512 scale = _mm512_maskz_loadu_ps(keep, head.there_scales + at);
-      const __m512 v = _mm512_fmadd_ps(_mm512_load_ps(block.sum + i * kPanel + 16 * j), scale, offset);
-      store16(rows.z.data() + size_t(i) * head.words + at, keep, v);
-      z[j] = _mm512_mask_mov_ps(low, keep, v);
+      const __m512 sum = _mm512_load_ps(block.sum + i * kPanel + 16 * j);
+      const __m512 v = _mm512_fmadd_ps(sum, scale, offset);
+      T* to = rows.z.data() + size_t(i) * head.words + at;
+      store16(to, keep, v);
+      z[j] = _mm512_mask_mov_ps(low, keep, load16(to, keep));
       most = _mm512_max_ps(most, z[j]);
     }
     __m512 sum = _mm512_mul_ps(_mm512_load_ps(rows.sum[i]), exp16(_mm512_sub_ps(before, most)));
@@ -60,7 +67,8 @@ void take_panel(const Block& block, const Head& head, int panel, Rows& rows) {
   }
 }
 
-float log_sum(const Rows& rows, int i) {
+template <typename T>
+float log_sum(const Rows<T>& rows, int i) {
   const __m512 most = _mm512_load_ps(rows.most[i]);
   const float top = _mm512_reduce_max_ps(most);
   const __m512 by = exp16(_mm512_sub_ps(most, _mm512_set1_ps(top)));
@@ -68,7 +76,8 @@ float log_sum(const Rows& rows, int i) {
 }
 
 // softmax(z) - e_y as codes.
-void code_probabilities(const bfloat* z, float lse, int64_t label, int words, uint8_t* codes,
+template <typename T>
+void code_probabilities(const T* z, float lse, int64_t label, int words, uint8_t* codes,
                         float* scales) {
   for (int g = 0; g < groups_of(words); ++g) {
     const int start = g * kGroup, count = std::min(words - start, kGroup);
@@ -108,7 +117,7 @@ void cross_entropy(const T* h, const int64_t* labels, int count, const Head& hea
   {
     Block& block = block_of_thread();
     Block wide;  // rows as wide as the vocabulary
-    Rows rows;
+    Rows<T> rows;
     rows.z.resize(size_t(step) * head.words);
 #pragma omp for schedule(dynamic, 1)
     for (int begin = 0; begin < count; begin += step) {
@@ -125,13 +134,10 @@ void cross_entropy(const T* h, const int64_t* labels, int count, const Head& hea
       }
       if (dh) wide.resize(block.rows, head.words);
       for (int i = 0; i < block.rows; ++i) {
-        const bfloat* z = rows.z.data() + size_t(i) * head.words;
+        const T* z = rows.z.data() + size_t(i) * head.words;
         const int64_t label = labels[begin + i];
         const float lse = log_sum(rows, i);
-        const uint32_t bits = uint32_t(z[label]) << 16;
-        float chosen;
-        std::memcpy(&chosen, &bits, 4);
-        losses[begin + i] = lse - chosen;
+        losses[begin + i] = lse - _mm512_cvtss_f32(load16(z + label, first(1)));
         if (!dh) continue;
         code_probabilities(z, lse, label, head.words, wide.codes.data() + size_t(i) * wide.stride(),
                            wide.scales.data() + size_t(i) * wide.groups());

@@ -23,11 +23,16 @@ inline __m512 load16(const bfloat* x, __mmask16 keep) {
 }
 
 inline void store16(float* y, __mmask16 keep, __m512 v) { _mm512_mask_storeu_ps(y, keep, v); }
-inline void store16(bfloat* y, __mmask16 keep, __m512 v) {  // to the nearest, ties to even
-  __m512i bits = _mm512_castps_si512(v);
+
+// Each number in bf16, to the nearest, ties to even, in the lower half of its lane.
+inline __m512i halves16(__m512 v) {
+  const __m512i bits = _mm512_castps_si512(v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  _mm256_mask_storeu_epi16(y, keep, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+  const __m512i up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+  return _mm512_srli_epi32(_mm512_add_epi32(bits, up), 16);
+}
+inline void store16(bfloat* y, __mmask16 keep, __m512 v) {
+  _mm256_mask_storeu_epi16(y, keep, _mm512_cvtepi32_epi16(halves16(v)));
 }
 
 inline uint32_t half_of(float v) {  // its bf16, to the nearest
