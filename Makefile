@@ -9,7 +9,8 @@ JOBS ?= 1
 
 .PHONY: demo test check bench quality docs conformance format clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+KERNELS := $(wildcard src/trimtab/kernels/cpu/*.cpp src/trimtab/kernels/cpu/*.h)
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(KERNELS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,test,check]'

@@ -33,7 +33,10 @@ def refuse(config: Config) -> None:
     elif not _here():
         why = "the compiled kernels, or the processor's instructions for them, are not here"
     if why:
-        raise InputError(f"--products int8: {why}; leave it out, or take exact")
+        raise InputError(
+            f"--products int8: {why}; take exact, or go on with a run that was begun so where it "
+            "began"
+        )
 
 
 def choose(session: Session, adapter: Adapter, batch: Batch, other: Batch) -> None:
