@@ -247,8 +247,8 @@ Where a target is not met: of MiniLM's epoch the products of codes take 37 % of 
 the rest of the compiled kernels 24, Python 12, torch's GELU and norms 9, threads that wait 4
 (perf); to be twelve times as fast, nearly all but the products would have to go. The Llama step has
 a tenth left in norms, rotations and SiLU, which torch computes in a pass each. Of registering 1,000
-adapters half is memory that is touched for the first time (5 GB of factors in fp32) and random
-numbers. What was tried is in [the log](LOG.md).
+adapters four tenths are memory that is touched for the first time (5 GB of factors in fp32) and
+random numbers. What was tried is in [the log](LOG.md).
 
 ## How cost grows
 
