@@ -65,9 +65,13 @@ def _applies(delta: Delta, x: Tensor, inner: Operator) -> bool:
 
 def _run(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
     assert isinstance(inner, Base)
+    return _with_factors(LoRALinear, delta, x, inner.module.weight, inner.module.bias)
+
+
+def _with_factors(function: Any, delta: Delta, x: Tensor, *base: Any) -> Tensor:
+    """What a function of autograd's makes of x, its part of the base and the factors."""
     method: Any = delta.method
-    A, B = method.factors(delta)
-    y = LoRALinear.apply(rows(x), inner.module.weight, inner.module.bias, A, B, method.scale)
+    y: Tensor = function.apply(rows(x), *base, *method.factors(delta), method.scale)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -87,10 +91,7 @@ def _applies_to_codes(delta: Delta, x: Tensor, inner: Operator) -> bool:
 
 def _run_on_codes(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
     assert isinstance(inner, Base)
-    method: Any = delta.method
-    A, B = method.factors(delta)
-    y = Int8Linear.apply(rows(x), inner.module.__dict__["forward"], A, B, method.scale)
-    return y.view(*x.shape[:-1], y.shape[-1])
+    return _with_factors(Int8Linear, delta, x, inner.module.__dict__["forward"])
 
 
 register(LoRA, Kernel("lora-linear", _applies, _run))

@@ -5,7 +5,8 @@
 // x is coded as it comes, in groups of 128 of its columns with a scale `a` of their own, after each
 // column is divided by `m` (a balance between the column's own size and that of its weights: Xiao et
 // al. 2023, arXiv:2211.10438). Wq has a scale `s` for each output. A product of 128 columns is exact
-// in 32-bit integers; groups are added in fp32. The low-rank part is computed from x itself, in fp32.
+// in 32-bit integers; groups are added in fp32. The low-rank part is computed from x itself
+// (`low_rank.h`).
 //
 // The backward pass is the same call: dx = dy W + (dy B) A, with the transposed codes.
 
