@@ -14,7 +14,7 @@ QUIET = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 # compiler the package is installed without them (`optional`), and torch computes.
 kernels = Extension(
     "trimtab.kernels.cpu._kernels",
-    sources=[f"{FOLDER}/{name}.cpp" for name in ("int8", "cross_entropy", "attention")],
+    sources=[f"{FOLDER}/{name}.cpp" for name in ("int8", "cross_entropy", "attention", "rowwise")],
     depends=[f"{FOLDER}/{name}.h" for name in ("cpu", "simd", "codes", "low_rank", "pairs")],
     extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-fvisibility=hidden", *QUIET],
     language="c++",

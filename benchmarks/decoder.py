@@ -215,6 +215,7 @@ def ours(contestant: str = "trimtab") -> Any:
     model = llama(torch.bfloat16)
     trimtab.attach(model, trimtab.LoRA(rank=RANK, alpha=2 * RANK))
     trimtab.kernels.blockwise(model)
+    trimtab.kernels.rowwise(model)
     if contestant == "trimtab":
         trimtab.kernels.int8(model)
     return model

@@ -9,3 +9,4 @@ from trimtab.kernels import lora as lora
 from trimtab.kernels.attention import blockwise as blockwise
 from trimtab.kernels.coded import int8 as int8
 from trimtab.kernels.cpu import keep_memory as keep_memory
+from trimtab.kernels.rowwise import rowwise as rowwise

@@ -22,6 +22,7 @@ from trimtab.core.heads import heads
 from trimtab.data import Splits
 from trimtab.init import fisher
 from trimtab.kernels.cpu import keep_memory
+from trimtab.kernels.rowwise import rowwise
 from trimtab.methods.whole import Whole
 from trimtab.tasks import lookup
 from trimtab.tasks.text_classification import Encoded
@@ -259,6 +260,7 @@ def _attach(work: Work) -> Adapter:
         _choose_places(work)
     if config.gradient_checkpointing:
         session.model.activation_checkpointing_enable({"use_reentrant": False})
+    rowwise(session.model)
     batch = _part(work, 0.5)
     with session.phases.doing("measuring attention"):
         choose_attention(session, batch, _step(session, adapter, batch))

@@ -37,6 +37,11 @@ _SIGNATURES = {
     "attention_here": ("i", ""),
     "attention": ("v", "ppppppfipp"),
     "attention_backward": ("v", "ppppppfippppp"),
+    "rowwise_here": ("i", ""),
+    "norm": ("v", "pppiifippp"),
+    "norm_backward": ("v", "pppiiippp"),
+    "activation": ("v", "ipplp"),
+    "activation_backward": ("v", "ippplpp"),
 }
 
 
