@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 JOBS ?= 1
 
-.PHONY: demo test check bench quality docs conformance format clean
+.PHONY: demo test check bench bench-gpu quality docs conformance format clean
 
 KERNELS := $(wildcard src/trimtab/kernels/cpu/*.cpp src/trimtab/kernels/cpu/*.h)
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(KERNELS)
@@ -60,6 +60,12 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/page.py
 	$(BIN)/python docs/generate.py
+
+# On a machine with a CUDA device; elsewhere it says so and stops. Unsloth takes part if installed.
+bench-gpu: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench,quant]'
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/page.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

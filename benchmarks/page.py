@@ -82,6 +82,26 @@ def ratio(method: str, against: str) -> Callable[[Found], float]:
     return lambda f: f["ratios"][method][against]
 
 
+def on_gpu() -> Iterator[Target]:
+    """None before they are measured."""
+    for work, name in (("lora", "LoRA"), ("qlora", "QLoRA")) if gpu() else ():
+        title = f"GPU: Llama shape of 8 B, {name} of rank 16, 4 x 1,024 tokens, a step"
+        for who, key, bound in ((A, "peer_a", 2.5), ("Unsloth", "unsloth", 1.2)):
+            faster, memory = at_work(work, key)
+            yield Target(title, who, "gpu", faster, bound)
+            yield Target(f"{title}: peak memory", who, "gpu", memory, 1, least=False)
+
+
+def at_work(work: str, peer: str) -> tuple[Callable[[Found], float], Callable[[Found], float]]:
+    """How many times as fast as a peer, and with what part of its memory."""
+    return lambda f: f[work]["ratios"][peer], lambda f: 1 / f[work]["memory_ratios"][peer]
+
+
+def gpu() -> str | None:
+    """Which it was, where there was one."""
+    return read("gpu")["hardware"]["accelerator"] if (RESULTS / "gpu.json").exists() else None
+
+
 TARGETS = (
     Target(ENCODER, A, "speed", lambda f: f["ratios"]["peer_a"], 12, floor=at_floor("peer_a")),
     Target(ENCODER, B, "speed", lambda f: f["ratios"]["peer_b"], 3, floor=at_floor("peer_b")),
@@ -214,6 +234,7 @@ TARGETS = (
         least=False,
         unit=" s",
     ),
+    *on_gpu(),
 )
 
 TEMPLATE = """# Speed
@@ -233,8 +254,7 @@ beside the peers' in the JSON; "exact" is the same without.
 
 {table}
 
-Every method's step against full fine-tuning's is in [methods.md](methods.md). No GPU was there to
-measure on.
+Every method's step against full fine-tuning's is in [methods.md](methods.md). {gpu}
 
 ![Seconds beside the peers and the floor](../benchmarks/results/speed.svg)
 
@@ -359,7 +379,10 @@ def page() -> str:
         f"{machine['cores']} cores of an {machine['processor']} ({machine['cpu_capability']}), "
         f"torch {torch}."
     )
-    return TEMPLATE.format(about=about, table=table, floors="\n".join(floors), growth=growth())
+    there = f"The GPU: {gpu()}." if gpu() else "No GPU was there to\nmeasure on."
+    return TEMPLATE.format(
+        gpu=there, about=about, table=table, floors="\n".join(floors), growth=growth()
+    )
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def test_a_kernel_of_ones_own_is_asked_before_ours() -> None:
         "from trimtab.core import kernel\nfrom trimtab.methods.lora import LoRA\n"
         "mine = kernel.Kernel('mine', lambda *a: True, lambda *a: None)\n"
         "kernel.register(LoRA, mine)\nimport trimtab\ntrimtab.methods()\n"
-        "assert kernel._kernels[LoRA][0] is mine and len(kernel._kernels[LoRA]) == 3"
+        "assert kernel._kernels[LoRA][0] is mine and len(kernel._kernels[LoRA]) == 4"
     )
 
 

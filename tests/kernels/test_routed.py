@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import trimtab
-from trimtab.core import kernel
+from trimtab.core import call, kernel
 from trimtab.kernels import cpu, routed
 
 RANKS = {"a": 2, "b": 5, "c": 3}
@@ -168,3 +168,79 @@ def test_the_compiled_pass_is_near_the_exact_law(
                 for parameter in trimtab.parameters(one):
                     parameter.mul_(-0.5)
     assert bool(ran) == (max(rank_of[name] for name in route if name) == 8)
+
+
+@torch.no_grad()
+def test_an_adapter_in_the_place_of_another_is_seen() -> None:
+    """Even where its tensors lie at the very addresses and count as many changes."""
+    model, x = adapted(), torch.randn(6, 4, 12)
+    for _ in range(5):
+        trimtab.detach(model, "b")
+        adapter = trimtab.attach(model, trimtab.LoRA(rank=5), ["0", "2"], name="b")
+        cases.perturb(adapter, by=0.3)
+        trimtab.activate(model, trimtab.Route(*RANKS))
+        with trimtab.given(model, route=ROUTES[0]):
+            y = model(x)
+            with trimtab.kernels.disabled():
+                torch.testing.assert_close(y, model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_who_is_in_the_batch_is_found_once_a_call(follow: Callable[[Any, str], list[Any]]) -> None:
+    """However many are registered: at a site nothing goes over all of them."""
+    model = adapted()
+    for number in range(20):
+        trimtab.attach(model, trimtab.LoRA(rank=2), ["0", "2"], name=f"more{number}")
+    names = [*RANKS, *(f"more{number}" for number in range(20))]
+    trimtab.activate(model, trimtab.Route(*names))
+    asked = follow(call, "rows")
+    stacked = follow(routed, "_stacked")
+    with torch.no_grad(), trimtab.given(model, route=ROUTES[0]):
+        model(torch.randn(6, 4, 12))
+    assert (len(asked), len(stacked)) == (1, 2)
+
+
+compiled = pytest.mark.skipif(not cpu.has("routed"), reason="no compiled kernels, or no AVX-512")
+
+
+@compiled
+@pytest.mark.parametrize("outputs", [40, 2048], ids=["", "rows of one cache set"])
+@pytest.mark.parametrize("anchored", [False, True], ids=["", "anchored"])
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 130])
+def test_a_single_adapter_takes_the_compiled_pass(
+    rows: int, anchored: bool, outputs: int, follow: Callable[[Any, str], list[Any]]
+) -> None:
+    """It is near the exact law, follows its factors, and leaves training and fp32 alone."""
+    ran = follow(routed, "_added")
+    model = nn.Sequential(nn.Linear(20, outputs)).bfloat16()
+    method = trimtab.LoRA(rank=8, anchored=anchored)
+    cases.perturb(trimtab.attach(model, method, "0"), by=0.3)
+    twin, x = copy.deepcopy(model).float(), torch.randn(rows, 20).bfloat16()
+    for _ in range(2):
+        with torch.no_grad():
+            y, expected = model(x).float(), twin(x.float())
+        assert (y - expected).norm() <= 0.01 * expected.norm()
+        with torch.no_grad():
+            for parameter in (p for one in (model, twin) for p in trimtab.parameters(one)):
+                parameter.mul_(-0.5)
+    assert len(ran) == 2 * ((rows >= 32) + (rows % 32 > 0))
+    ran.clear()
+    model(x).float().sum().backward()
+    assert not ran
+
+
+@compiled
+@torch.no_grad()
+def test_one_alone_and_many_mixed_keep_a_stack_each(
+    follow: Callable[[Any, str], list[Any]],
+) -> None:
+    model, x = nn.Sequential(nn.Linear(20, 40)).bfloat16(), torch.randn(2, 20).bfloat16()
+    for name in "ab":
+        cases.perturb(trimtab.attach(model, trimtab.LoRA(rank=8), "0", name=name))
+    made = follow(routed, "_stack")
+    for _ in range(3):
+        trimtab.activate(model, "a")
+        model(x)
+        trimtab.activate(model, trimtab.Route("a", "b"))
+        with trimtab.given(model, route=["a", "b"]):
+            model(x)
+    assert len(made) == 2

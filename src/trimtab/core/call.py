@@ -47,7 +47,7 @@ class Call:
     rows: tuple[Tensor, int] | None = None
     leading: list[int] = field(default_factory=list)
     regrows: bool = False
-    groups: dict[tuple[tuple[str, ...], int], Groups] = field(default_factory=dict)
+    groups: list[tuple[tuple[str, ...], int, Groups]] = field(default_factory=list)
 
     def grouped(self, parts: tuple[str, ...], batch: int) -> dict[str | None, list[int]]:
         """Which rows go to which adapter, found once for all sites of the call."""
@@ -58,13 +58,14 @@ class Call:
         return self._groups(parts, batch)[1]
 
     def _groups(self, parts: tuple[str, ...], batch: int) -> Groups:
-        key = parts, batch
-        if key not in self.groups:
-            found = rows(self.route, parts, batch)
-            number = {name: index for index, name in enumerate(found)}
-            places = torch.tensor([number[name] for name in self.route or ()])
-            self.groups[key] = found, places
-        return self.groups[key]
+        for known, size, groups in self.groups:  # to hash a thousand names at each site takes time
+            if known is parts and size == batch:
+                return groups
+        found = rows(self.route, parts, batch)
+        number = {name: index for index, name in enumerate(found)}
+        places = torch.tensor([number[name] for name in self.route or ()])
+        self.groups.append((parts, batch, (found, places)))
+        return found, places
 
     def takes(self, shape: Sequence[int]) -> None:
         """Rows of a tensor (examples, positions, …) that the model or one of its stacks is given:

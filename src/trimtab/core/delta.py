@@ -91,7 +91,7 @@ class Delta(Tensors):
         held: Mapping[str, Param] | None = None,
     ) -> None:
         super().__init__(params(method, site) if held is None else held, device or site.device)
-        self._know(method=method, site=site.bare(), index=index, total=total)
+        self._know(method=method, site=site.bare, index=index, total=total)
         self._know(shared=shared)  # beside the module tree: its home is the model's root
 
     method: Method

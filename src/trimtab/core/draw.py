@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -19,4 +20,12 @@ def kaiming(
     """The same numbers as `torch.nn.Linear` and HF PEFT's LoRA draw for a map of this shape; with a
     generator, on the CPU."""
     empty = torch.empty(shape, dtype=dtype, device=None if generator is None else "cpu")
-    return nn.init.kaiming_uniform_(empty, a=math.sqrt(5), generator=generator)
+    bound = _bound(max(1, math.prod(shape[1:])))
+    return empty.uniform_(-bound, bound, generator=generator)
+
+
+@functools.cache
+def _bound(inputs: int) -> float:
+    """That of `torch.nn.init.kaiming_uniform_`, to the bit, found once for all maps alike."""
+    gain = nn.init.calculate_gain("leaky_relu", math.sqrt(5))
+    return math.sqrt(3.0) * (gain / math.sqrt(inputs))

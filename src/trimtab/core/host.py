@@ -113,7 +113,7 @@ class Companion(Deltas):
 
     def __init__(self, site: Site, switch: Switch) -> None:
         super().__init__()
-        self.site, self.switch = site.bare(), switch
+        self.site, self.switch = site.bare, switch
         self._register_state_dict_hook(_leave_out_merged)
 
     def acts(self) -> bool:

@@ -92,9 +92,11 @@ def find_router(
     """For the deltas of several adapters at a site: what computes them together, if anything does,
     and what it takes."""
     parts.load()
+    if not _enabled or max(map(len, stacks)) > 1:
+        return None
     deltas = [next(iter(stack.values()), None) for stack in stacks]
     methods = {type(delta.method) for delta in deltas if delta is not None}
-    if not _enabled or len(methods) != 1 or any(len(stack) > 1 for stack in stacks):
+    if len(methods) != 1:
         return None
     router = _routers.get(methods.pop())
     return (router.run, deltas) if router and router.applies(deltas, x, inner) else None

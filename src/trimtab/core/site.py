@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -184,8 +185,9 @@ class Site:
             next(self.module.parameters(), torch.empty(0)).device if held is None else held.device
         )
 
+    @functools.cached_property
     def bare(self) -> Site:
-        """What laws may know of the site: everything but the module."""
+        """What laws may know of the site: everything but the module; all adapters share it."""
         return replace(self, module=_NOTHING)
 
     def __str__(self) -> str:

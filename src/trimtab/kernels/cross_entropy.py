@@ -17,7 +17,7 @@ from torch.nn.functional import linear, one_hot
 
 from trimtab.core import logits
 from trimtab.core.kernel import register_loss
-from trimtab.kernels import cpu
+from trimtab.kernels import cpu, gpu
 from trimtab.kernels.coded import Coded, of_head
 from trimtab.kernels.plain import rows
 
@@ -32,14 +32,9 @@ class CrossEntropy(torch.autograd.Function):
         losses, dh = h.new_empty(len(h), dtype=logits.wide(h.dtype)), torch.empty_like(h)
         step = max(1, (_CHUNK if h.device.type == "cpu" else 16 * _CHUNK) // len(W))
         for part in (slice(first, first + step) for first in range(0, len(h), step)):
-            z = linear(h[part], W, b).to(losses.dtype)
-            y = labels[part, None]
-            lse = z.logsumexp(-1, keepdim=True)
-            losses[part] = (lse - z.gather(-1, y))[:, 0]
-            if ctx.needs_input_grad[0]:
-                p = z.sub_(lse).exp_()
-                p.scatter_add_(-1, y, torch.full_like(lse, -1.0))
-                dh[part] = p.to(h.dtype) @ W
+            losses[part], dz = _chunk(linear(h[part], W, b), labels[part], ctx.needs_input_grad[0])
+            if dz is not None:
+                dh[part] = dz @ W
         ctx.save_for_backward(h, W, b, labels, dh)
         return losses
 
@@ -49,6 +44,20 @@ class CrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is asked for, which needs all logits
             dh = gradient(*given)
         return (dh * dy[:, None]).to(dh.dtype), None, None, None  # dy is one number in all rows
+
+
+def _chunk(z: Tensor, labels: Tensor, slopes: bool) -> tuple[Tensor, Tensor | None]:
+    """The losses of logits, which are written over, and with `slopes` ∂L/∂z."""
+    if gpu.takes(z):
+        return gpu.cross_entropy_(z, labels, slopes), z if slopes else None
+    dtype, y = z.dtype, labels[:, None]
+    z = z.to(logits.wide(dtype))
+    lse = z.logsumexp(-1, keepdim=True)
+    losses = (lse - z.gather(-1, y))[:, 0]
+    if not slopes:
+        return losses, None
+    p = z.sub_(lse).exp_()
+    return losses, p.scatter_add_(-1, y, torch.full_like(lse, -1.0)).to(dtype)
 
 
 def gradient(h: Tensor, W: Tensor, b: Tensor | None, labels: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 """Low-rank updates where each example has an adapter of its own: all in two products a site, or
-where nothing trains in one compiled pass.
+where nothing trains in one compiled pass; a single adapter takes that pass too.
 
     y_n = x_n Wᵀ + b + (x_n A_kᵀ) (s_k B_k)ᵀ,   k = the adapter of example n
 
@@ -9,8 +9,9 @@ train nothing a site keeps its last stack, as long as it holds the same factors.
 
 from __future__ import annotations
 
+import functools
 import weakref
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -18,15 +19,31 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from trimtab.core.delta import Delta
-from trimtab.core.kernel import Router
+from trimtab.core.kernel import Kernel, Router
 from trimtab.core.operator import Base, Operator
-from trimtab.kernels import cpu
-from trimtab.kernels.plain import plain
+from trimtab.kernels import cpu, gpu
+from trimtab.kernels.plain import plain, rows
 
 Deltas = Sequence[Delta | None]
-Stack = tuple[Tensor, Tensor]
-_paired: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
-_kept: weakref.WeakKeyDictionary[nn.Module, tuple[object, Stack]] = weakref.WeakKeyDictionary()
+_PIECE = 32  # rows of one adapter that a thread takes at a time
+_PAGE, _WAYS = 2048, 8  # numbers whose distance shares a cache's set, and how many a set holds
+
+
+class Stack:
+    """Factors of several adapters, scaled: A (k, r, in) and B (k, out, r)."""
+
+    def __init__(self, A: Tensor, B: Tensor) -> None:
+        self.A, self.B = A, B
+
+    @functools.cached_property
+    def pairs(self) -> Tensor:
+        """B in bf16 as pairs of ranks (k, r / 2, out)."""
+        return self.B.contiguous().view(torch.int32).mT.contiguous()
+
+
+Kept = MutableMapping[nn.Module, tuple[object, Stack]]
+_mixed: Kept = weakref.WeakKeyDictionary()
+_alone: Kept = weakref.WeakKeyDictionary()  # of its own: whoever switches loses neither
 
 
 def _applies(deltas: Deltas, x: Tensor, inner: Operator) -> bool:
@@ -40,60 +57,86 @@ def _applies(deltas: Deltas, x: Tensor, inner: Operator) -> bool:
 
 def _run(deltas: Deltas, which: Tensor, x: Tensor, inner: Operator) -> Tensor:
     assert isinstance(inner, Base)
-    A, B = _stacked(deltas, inner.module, x.dtype)
-    y, examples = inner(x), len(which)
-    if _compiled(A, x, y):
-        return _added(y, x.contiguous(), which, A, _pairs(inner.module, B))
+    stack = _stacked(_mixed, deltas, inner.module, x.dtype)
+    y, A, B, examples = inner(x), stack.A, stack.B, len(which)
+    if gpu.takes(y, x, A, B) and y.is_contiguous() and x.dtype == y.dtype:
+        return gpu.routed_(y, x.contiguous(), which, A, B)
+    if _compiled(A.shape[1], x, y) and cpu.real(A):
+        return _added(y, x.contiguous(), which, stack)
     parts = x.reshape(examples, -1, x.shape[-1])
     down = torch.bmm(parts, A[which].mT)
     return torch.baddbmm(y.reshape(examples, -1, y.shape[-1]), down, B[which].mT).view(y.shape)
 
 
-def _stacked(deltas: Deltas, module: nn.Module, dtype: torch.dtype) -> Stack:
-    """A (k, r, in) and scaled B (k, out, r)."""
+def _applies_alone(delta: Delta, x: Tensor, inner: Operator) -> bool:
+    """Where nothing trains, in bf16."""
+    method: Any = delta.method
+    return not torch.is_grad_enabled() and _applies([delta], x, inner) and _compiled(method.rank, x)
+
+
+def _run_alone(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
+    """The rows are as many examples of one adapter, and a shorter one with what is left of them."""
+    assert isinstance(inner, Base)
+    stack = _stacked(_alone, [delta], inner.module, x.dtype)
+    y = inner(x)
+    if not _compiled(stack.A.shape[1], x, y):
+        return y + x @ stack.A[0].mT @ stack.B[0].mT
+    flat, flat_y = rows(x), y.view(-1, y.shape[-1])
+    whole = len(flat) - len(flat) % _PIECE
+    for part, examples in (slice(whole), whole // _PIECE), (slice(whole, None), 1):
+        if len(flat[part]):
+            _added(flat_y[part], flat[part], torch.zeros(examples, dtype=torch.int64), stack)
+    return y
+
+
+def _stacked(kept: Kept, deltas: Deltas, module: nn.Module, dtype: torch.dtype) -> Stack:
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return _stack([None if delta is None else _factors(delta) for delta in deltas], dtype)
-    token = [dtype, *(None if delta is None else _state(delta) for delta in deltas)]
-    kept = _kept.get(module)
-    if kept is None or kept[0] != token:
-        factors = [None if delta is None else _factors(delta) for delta in deltas]
-        kept = _kept[module] = token, _stack(factors, dtype)
-    return kept[1]
+        return _stack(deltas, dtype)
+    token, found = (dtype, *_state(deltas)), kept.get(module)
+    if found is None or found[0] != token:
+        found = kept[module] = token, _stack(deltas, dtype)
+    return found[1]
 
 
-def _state(delta: Delta) -> list[int]:
-    """What differs when a tensor of the delta, or its place, has changed."""
-    held = (*delta._parameters.values(), *delta._buffers.values())
-    return [fact for t in held if t is not None for fact in (id(t), t._version, t.data_ptr())]
+def _state(deltas: Deltas) -> tuple[object, ...]:
+    """What differs when a delta, a tensor of one, or its place has changed. A few long lists: of
+    each delta one would cost as much as a hundredth of the base. Weak references, because another
+    delta may come to lie where one was."""
+    known = [delta for delta in deltas if delta is not None]
+    held = [t for d in known for t in (*d._parameters.values(), *d._buffers.values())]
+    tensors = [t for t in held if t is not None]
+    return (
+        [None if delta is None else weakref.ref(delta) for delta in deltas],
+        list(map(id, tensors)),
+        [t._version for t in tensors],
+        list(map(Tensor.data_ptr, tensors)),
+    )
 
 
-def _compiled(A: Tensor, x: Tensor, y: Tensor) -> bool:
+def _compiled(rank: int, x: Tensor, y: Tensor | None = None) -> bool:
     """Whether the compiled kernel takes these: in bf16, where nothing trains."""
     return (
         not torch.is_grad_enabled()
-        and cpu.real(x, y, A)
-        and x.dtype == y.dtype == torch.bfloat16
-        and A.shape[1] % 8 == 0
-        and A.shape[2] % 2 == 0
-        and y.is_contiguous()
+        and cpu.real(x, y)
+        and x.dtype == torch.bfloat16
+        and (y is None or (y.dtype == x.dtype and y.is_contiguous()))
+        and rank % 8 == 0
+        and x.shape[-1] % 2 == 0
         and cpu.has("routed")
     )
 
 
-def _pairs(module: nn.Module, B: Tensor) -> Tensor:
-    """B (k, out, r) as pairs of ranks (k, r / 2, out); kept beside the stack that it is of."""
-    kept = _paired.get(module)
-    if kept is None or kept[0] is not B:
-        pairs = B.contiguous().view(torch.int32).mT.contiguous()
-        kept = _paired[module] = B, pairs
-    return kept[1]
-
-
-def _added(y: Tensor, x: Tensor, which: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    which, A = which.to(torch.int64).contiguous(), A.contiguous()
-    examples, columns, outputs = len(which), x.shape[-1], y.shape[-1]
-    sizes = examples, y.numel() // (examples * outputs), columns, outputs, A.shape[1]
-    cpu.loaded().trimtab_routed(*cpu.addresses(x, y, which), *sizes, *cpu.addresses(A, B))
+def _added(y: Tensor, x: Tensor, which: Tensor, stack: Stack) -> Tensor:
+    """y += (x A_kᵀ) B_kᵀ in place. The kernel goes down columns: of rows that share a cache's set
+    it is given no more at a time than the set holds."""
+    columns, outputs = x.shape[-1], y.shape[-1]
+    each = y.numel() // (len(which) * outputs)
+    if outputs % _PAGE == 0 and each % _WAYS == 0:
+        which, each = which.repeat_interleave(each // _WAYS), _WAYS
+    which, A = which.to(torch.int64).contiguous(), stack.A.contiguous()
+    sizes = len(which), each, columns, outputs, A.shape[1]
+    factors = cpu.addresses(A, stack.pairs)
+    cpu.loaded().trimtab_routed(*cpu.addresses(x, y, which), *sizes, *factors)
     return y
 
 
@@ -102,7 +145,8 @@ def _factors(delta: Delta) -> tuple[Tensor, Tensor, float]:
     return (*method.factors(delta), method.scale)
 
 
-def _stack(factors: Sequence[tuple[Tensor, Tensor, float] | None], dtype: torch.dtype) -> Stack:
+def _stack(deltas: Deltas, dtype: torch.dtype) -> Stack:
+    factors = [None if delta is None else _factors(delta) for delta in deltas]
     known = [one for one in factors if one is not None]
     rank = max(len(A) for A, _, _ in known)
     no_A, no_B = known[0][0].new_zeros(rank, known[0][0].shape[1]), known[0][1].new_zeros(1)
@@ -110,7 +154,8 @@ def _stack(factors: Sequence[tuple[Tensor, Tensor, float] | None], dtype: torch.
     A = [no_A if one is None else pad(one[0], (0, 0, 0, rank - len(one[0]))) for one in factors]
     B = [no_B if one is None else pad(one[1], (0, rank - len(one[0]))) for one in factors]
     scales = known[0][1].new_tensor([one[2] if one else 0.0 for one in factors])
-    return torch.stack(A).to(dtype), (torch.stack(B) * scales[:, None, None]).to(dtype)
+    return Stack(torch.stack(A).to(dtype), (torch.stack(B) * scales[:, None, None]).to(dtype))
 
 
 LOW_RANK = Router("low-rank-routed", _applies, _run)
+ALONE = Kernel("lora-alone", _applies_alone, _run_alone)
