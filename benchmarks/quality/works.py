@@ -130,20 +130,21 @@ class Text:
 
         def loss(rows: list[int]) -> Tensor:
             inputs = session.collate([examples[i] for i in rows])
-            labels = inputs.pop("labels")
             with precision(model.device, config.autocast), given(model, method, len(rows)):
-                return session.task.loss(model(**inputs).logits, labels)
+                return session.task.loss(model, inputs)[0]
 
         def scores(split: str) -> np.ndarray:
             with given(model, method, 1):
                 outputs = self.logits(session, encoded[split], method)
-            return session.scores(outputs, getattr(self.splits, split))
+            rows = getattr(self.splits, split)
+            pairs = zip(session.answers(outputs, rows), session.references(rows), strict=True)
+            return np.array([float(found == label) for found, label in pairs])
 
         return Trial(model, adapter, batches, loss, scores)
 
     def logits(self, session: Any, encoded: Any, method: Method) -> np.ndarray:
         if "task_ids" not in method.needs:
-            return session.logits(encoded)
+            return session.outputs(encoded)
         found = []
         for start in range(0, len(encoded.examples), 64):
             rows = encoded.examples[start : start + 64]
@@ -207,7 +208,7 @@ class Text:
             assert own is not None
             assert train is not None
             assert held_out is not None
-            self.probed[key] = features.probe(own, train, held_out, 0)
+            self.probed[key] = features.probe(own, train, held_out, session.task.loss_of, 0)
         return heads(session.model)[0], self.probed[key]
 
 

@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification
 
 from trimtab.core.errors import InputError
 from trimtab.evaluate.run import evaluate
-from trimtab.tasks import TextClassification
 from trimtab.tasks.models import resolve
+from trimtab.tasks.text_classification import TextClassification
 from trimtab.tune.config import Config
 from trimtab.tune.run import tune
 
@@ -53,10 +53,10 @@ def test_a_checkpoint_s_own_labels(own: list[str], tmp_path: Path) -> None:
     )
     model.save_pretrained(tmp_path)
     task = TextClassification()
-    task.tokenizer("minilm").save_pretrained(tmp_path)
+    task.processor("minilm").save_pretrained(tmp_path)
     labels = task.order(str(tmp_path), ["negative", "positive"])
     assert labels == (own if "positive" in own else ["negative", "positive"])
     import torch
 
-    _, fresh = task.model(str(tmp_path), labels, task.tokenizer("minilm"), torch.float32, False)
+    _, fresh = task.model(str(tmp_path), labels, task.processor("minilm"), torch.float32, False)
     assert fresh == ([] if "positive" in own else ["classifier.bias", "classifier.weight"])

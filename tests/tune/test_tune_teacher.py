@@ -25,7 +25,7 @@ Settings = Callable[..., Config]
 def distance(folder: Path, teacher: Any, rows: Any) -> float:
     """The divergence of a run's model from the teacher's outputs on these rows."""
     session = open_run(str(folder))
-    ours = torch.from_numpy(session.logits(session.encode(rows)))
+    ours = torch.from_numpy(session.outputs(session.encode(rows)))
     return soft_targets(ours, torch.from_numpy(teacher)).item()
 
 
@@ -50,7 +50,7 @@ def test_a_student_comes_nearer_to_its_teacher(
     tune(settings(tmp_path / "alone", seed=1), quiet=True)
     session = open_run(str(finished[0]))
     rows = read_data(session.config).test
-    teacher = session.logits(session.encode(rows))
+    teacher = session.outputs(session.encode(rows))
     near, far = (distance(one, teacher, rows) for one in (taught[0], tmp_path / "alone"))
     assert near < 0.7 * far
     assert any("taught by" in note for note in taught[1]["notes"])
@@ -82,7 +82,7 @@ def test_a_model_whose_labels_stand_in_another_order(
 
     session = open_run(str(finished[0]))
     rows = read_data(session.config).test
-    expected = session.logits(session.encode(rows))
+    expected = session.outputs(session.encode(rows))
     merged = session.model
     trimtab.merge(merged)
     trimtab.detach(merged, keep=True)
@@ -93,7 +93,7 @@ def test_a_model_whose_labels_stand_in_another_order(
     merged.config.id2label = dict(enumerate(turned))
     merged.config.label2id = {label: i for i, label in enumerate(turned)}
     merged.save_pretrained(tmp_path / "model")
-    session.tokenizer.save_pretrained(tmp_path / "model")
+    session.processor.save_pretrained(tmp_path / "model")
     config = settings(tmp_path / "run", recipe="distill", teacher=str(tmp_path / "model"))
     student = open_session(config, session.labels)
     made = teacher.distiller(student)

@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from trimtab.cli import inspect, methods, new_data, tune
+from trimtab.cli import data, inspect, methods, new_data, tune
 from trimtab.core.errors import TrimtabError
 
 app = typer.Typer(
@@ -25,7 +25,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for register in (tune.register, new_data.register, inspect.register, methods.register):
+for register in (
+    tune.register,
+    new_data.register,
+    data.register,
+    inspect.register,
+    methods.register,
+):
     register(app)
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from trimtab.cli.assignment import assignment
+
 Option = typer.Option
 
 
@@ -32,6 +34,9 @@ def evaluate(
     split: Annotated[
         Literal["train", "validation", "test"], Option(help="Of the run's own data.")
     ] = "test",
+    column: Annotated[
+        list[str] | None, Option(help="Which column of --data is which: text=review. Repeatable.")
+    ] = None,
     text_column: Annotated[str | None, Option(help="The column with the text, in --data.")] = None,
     label_column: Annotated[
         str | None, Option(help="The column with the label, in --data.")
@@ -43,7 +48,7 @@ def evaluate(
 ) -> None:
     from trimtab.evaluate.run import evaluate as call
 
-    columns = _named(text=text_column, label=label_column)
+    columns = _named(column, text=text_column, label=label_column)
     result = call(run, data, split, columns=columns, skip_bad_rows=skip_bad_rows, quiet=json_)
     if json_:
         print(json.dumps(result))
@@ -68,6 +73,9 @@ def predict(
         str,
         Option(help="A file with a text column, or - for standard input: such a file, or lines."),
     ] = "-",
+    column: Annotated[
+        list[str] | None, Option(help="Which column is which: text=review. Repeatable.")
+    ] = None,
     text_column: Annotated[str | None, Option(help="The column with the text.")] = None,
     skip_bad_rows: Annotated[
         bool, Option("--skip-bad-rows", help="Go on without broken rows.")
@@ -76,7 +84,8 @@ def predict(
 ) -> None:
     from trimtab.evaluate.run import predict as call
 
-    rows = call(run, data, columns=_named(text=text_column), skip_bad_rows=skip_bad_rows)
+    columns = _named(column, text=text_column)
+    rows = call(run, data, columns=columns, skip_bad_rows=skip_bad_rows)
     if json_:
         print(json.dumps(rows, ensure_ascii=False))
         return
@@ -84,5 +93,6 @@ def predict(
         sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _named(**columns: str | None) -> dict[str, str]:
-    return {name: column for name, column in columns.items() if column is not None}
+def _named(assigned: list[str] | None, **columns: str | None) -> dict[str, str]:
+    given = dict(assignment(one, "column") for one in assigned or ())
+    return {**given, **{name: one for name, one in columns.items() if one is not None}}

@@ -84,12 +84,19 @@ def _table(
 def print_result(metrics: dict[str, Any], out: Path, console: Console | None = None) -> None:
     """The table of base, head only and adapted model; what was noted; where the report lies."""
     console = console or output()
-    head = ("", f"{metrics['metric']}, 95 %", "trained", "seconds", "on disk")
+    less = "" if metrics.get("higher_is_better", True) else ", less is better"
+    head = ("", f"{metrics['metric']}, 95 %{less}", "trained", "seconds", "on disk")
     show(console, head, _rows(metrics), right=head[1:])
     for row, gain in metrics["gain_over"].items():
-        bounds = f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"
-        verdict = "" if gain["low"] > 0 or gain["high"] < 0 else ": no difference shown"
-        say(console, f"against {BASELINES[row]}: {gain['value']:+.3f} {bounds}, paired{verdict}")
+        if gain["value"] is None:
+            say(console, f"against {BASELINES[row]}: not defined on these examples")
+            continue
+        shown = gain["low"] is not None and (gain["low"] > 0 or gain["high"] < 0)
+        verdict = "" if shown else ": no difference shown"
+        say(console, f"against {BASELINES[row]}: {_interval(gain, '+')}, paired{verdict}")
+    for name, by_row in metrics.get("metrics", {}).items():
+        found = by_row["adapted"]
+        say(console, f"{name}: {'not defined' if found is None else f'{found:.3f}'}")
     if metrics.get("probe_seconds"):
         spent = f"{metrics['probe_seconds']:.1f} of its seconds"
         say(
@@ -117,8 +124,11 @@ def _rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
     return [*rows, (metrics["method"], _interval(metrics["test"]), *cells)]
 
 
-def _interval(value: dict[str, Any]) -> str:
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+def _interval(value: dict[str, Any], sign: str = "") -> str:
+    """In JSON what is not defined is null."""
+    parts = [value[key] for key in ("value", "low", "high")]
+    middle, low, high = ("–" if one is None else f"{one:{sign}.3f}" for one in parts)
+    return f"{middle} [{low}, {high}]"
 
 
 def _cost(trainable: int, total: int, seconds: float, held: int) -> tuple[str, str, str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trimtab.cli.assignment import assignment
 from trimtab.core.errors import InputError
 
 Option = typer.Option
@@ -22,6 +23,8 @@ def register(app: typer.Typer) -> None:
     app.command("tune", help="Adapt a model to a task.", epilog=_EXAMPLE)(tune)
 
 
+_FLAGS = {"columns": "column"}  # a field whose flag is called otherwise
+
 _EXAMPLE = (
     "Example: trimtab tune --model minilm --data reviews.csv --method lora --out runs/reviews"
 )
@@ -34,7 +37,12 @@ def tune(
         str | None, Option(help="CSV, TSV, JSONL, Parquet, a folder of splits, or a hub name.")
     ] = None,
     out: Annotated[str | None, Option(help="The run's folder.")] = None,
-    task: Annotated[str | None, Option(help="text-classification, so far the one task.")] = None,
+    task: Annotated[
+        str | None, Option(help="A task by the hub's name, see docs/tasks.md; text-classification.")
+    ] = None,
+    task_arg: Annotated[
+        list[str] | None, Option(help="Any option of the task: name=value. Repeatable.")
+    ] = None,
     method: Annotated[str | None, Option(help="A method: see trimtab methods; lora.")] = None,
     target: Annotated[
         str | None, Option(help="Sites: a role, glob, re:…, or names, comma-separated.")
@@ -113,6 +121,9 @@ def tune(
     ] = None,
     seed: Annotated[int | None, Option(help="Everything random follows from it; 0.")] = None,
     report_to: Annotated[str | None, Option(help="Trackers: tensorboard, mlflow, wandb, …")] = None,
+    columns: Annotated[
+        list[str] | None, Option("--column", help="Which column is which: text=review. Repeatable.")
+    ] = None,
     text_column: Annotated[str | None, Option(help="The column with the text.")] = None,
     label_column: Annotated[str | None, Option(help="The column with the label.")] = None,
     skip_bad_rows: Annotated[
@@ -127,9 +138,9 @@ def tune(
 
     flags = {key: value for key, value in locals().items() if key in Config.model_fields}
     given = {key: value for key, value in flags.items() if value is not None}
-    for key in ("ranks", "method_arg", "recipe_arg"):
+    for key in ("ranks", "method_arg", "recipe_arg", "task_arg", "columns"):
         if key in given:
-            given[key] = dict(_assignment(one, key) for one in given[key])
+            given[key] = dict(assignment(one, _FLAGS.get(key, key)) for one in given[key])
     values = {**(read(file) if file else {}), **given}
     where = str(file) if file else "trimtab tune"
     if resume:
@@ -158,20 +169,6 @@ def _resume(values: dict[str, Any], where: str, json_: bool) -> None:
             )
     saved.out = asked.out
     _run(saved, resume=True, json_=json_)
-
-
-def _assignment(text: str, key: str) -> tuple[str, Any]:
-    """`name=value`, the value read as YAML reads it."""
-    import yaml
-
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        whole = f"; one rank everywhere is --rank {text}" if key == "ranks" else ""
-        raise InputError(f"--{key.replace('_', '-')} takes name=value, not {text!r}{whole}")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise InputError(f"--{key.replace('_', '-')} {text}: {value!r} is no value") from None
 
 
 def _run(config: Any, *, resume: bool, json_: bool) -> None:

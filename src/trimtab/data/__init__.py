@@ -1,6 +1,7 @@
-"""Tabular text for supervised tasks: read, checked row by row, split, and described.
+"""Data for supervised tasks: read, checked row by row, split, and described.
 
-The demo's own data set is apart, in `trimtab.data.docstrings`.
+Text, tags, numbers, chats, images, recordings and what is marked in them (`Column.kind`). The
+demo's own data set is apart, in `trimtab.data.docstrings`.
 """
 
 from trimtab.data.columns import Column as Column

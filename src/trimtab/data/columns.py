@@ -8,6 +8,11 @@ from typing import Literal
 
 from trimtab.core.errors import InputError, nearest
 
+KindName = Literal[
+    *("text", "label", "words", "tags", "labels", "number", "numbers", "messages"),
+    *("image", "audio", "boxes", "mask"),
+]
+
 
 @dataclass(frozen=True)
 class Column:
@@ -15,13 +20,14 @@ class Column:
 
     `name` is the canonical name, the one a loaded data set has; `aliases` are the names it usually
     goes by in files, in order of preference. A column that is not `required` may be absent, and
-    its cells may be empty. A `label` names a class: it is stripped, and splits are made by it.
+    its cells may be empty. What each kind holds is told in `trimtab.data.cells`, `media` and
+    `regions`. A `label` names a class: splits are made in equal shares of each.
     """
 
     name: str
     aliases: tuple[str, ...]
     required: bool = True
-    kind: Literal["text", "label"] = "text"
+    kind: KindName = "text"
 
     @property
     def flag(self) -> str:

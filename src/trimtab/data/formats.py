@@ -1,8 +1,8 @@
-"""The bytes of one file -> a table: CSV, TSV, JSON Lines, JSON, Parquet.
+"""The bytes of one file -> a table: CSV, TSV, JSON Lines, JSON, Parquet, CoNLL, plain text.
 
 Text is decoded once, with `surrogateescape`: a byte that is no UTF-8 then spoils its own row, which
 is reported by line, and not the whole file. Reading judges the form alone; what a cell must hold
-is `rows`' concern.
+is the concern of `kinds`.
 """
 
 from __future__ import annotations
@@ -11,40 +11,25 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trimtab.core.errors import InputError, nearest
+from trimtab.data import detection, media
+from trimtab.data.sequences import read_conll, read_texts
+from trimtab.data.table import Fault, Reader, Table, decode, is_unicode, of_rows
 
 if TYPE_CHECKING:
     import datasets
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Why one row cannot be used; `line` is the line of the file on which the row begins."""
-
-    line: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """A file or split as read. `column(i)` gives the i-th column, one value for each of `lines`."""
-
-    where: str
-    header: tuple[str, ...]
-    column: Callable[[int], Sequence[object]]
-    lines: Sequence[int]
-    faults: tuple[Fault, ...] = ()
-    unit: str = "line"
-
-
 def read_file(path: Path) -> Table:
     """The table in a file, by its suffix. Raises `InputError` where there is none to read."""
+    if kind := media.family(path):
+        return of_rows(str(path), (kind,), [(1, (path.name,))], unit="file", places=(path.parent,))
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(
@@ -55,7 +40,8 @@ def read_file(path: Path) -> Table:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    return read_bytes(data, reader, str(path))
+    table = read_bytes(data, reader, str(path))
+    return replace(table, places=(path.parent, *detection.beside(path)))
 
 
 def read_bytes(data: bytes, reader: Reader, where: str) -> Table:
@@ -104,7 +90,7 @@ def read_lines(data: bytes, where: str, name: str) -> Table:
 def _delimited(text: str, where: str, **dialect) -> Table:
     records = _records(text, **dialect)
     first, header = next((line, fields) for line, fields in records if fields)
-    if isinstance(header, Fault) or not _is_unicode("".join(header)):
+    if isinstance(header, Fault) or not is_unicode("".join(header)):
         raise InputError(
             f"{where}, line {first}: the header that names the columns is not UTF-8 text"
         )
@@ -167,6 +153,8 @@ def read_json(data: bytes, where: str) -> Table:
     """A list of objects; JSON Lines under the wrong suffix, which is common, are read as such."""
     text = decode(data)
     start = text.lstrip()[:1]
+    if start == "{" and detection.may_be_coco(text) and detection.is_coco(found := _parsed(text)):
+        return detection.read_coco(found, where)
     if start == "{" and isinstance(_parsed(text.lstrip().partition("\n")[0]), dict):
         return read_json_lines(data, where)
     if start != "[":
@@ -229,22 +217,29 @@ def read_parquet(data: bytes, where: str) -> Table:
     return Table(
         where,
         tuple(table.column_names),
-        lambda i: _class_names(features.get(table.column_names[i]), table.column(i).to_pylist()),
+        lambda i: _named(features.get(table.column_names[i]), table.column(i).to_pylist()),
         range(1, table.num_rows + 1),
         unit="row",
     )
 
 
 def read_dataset(data: datasets.Dataset, where: str) -> Table:
-    """A `datasets.Dataset`: columns are decoded when asked for, so images nobody wants are not."""
+    """A `datasets.Dataset`: columns are read when asked for, images and recordings as they lie."""
     header = tuple(data.column_names)
     return Table(
         where,
         header,
-        lambda i: _class_names(data.features[header[i]], data[header[i]][:]),
+        lambda i: _named(data.features[header[i]], _undecoded(data, header[i])[header[i]][:]),
         range(1, len(data) + 1),
         unit="row",
     )
+
+
+def _undecoded(data: datasets.Dataset, name: str) -> datasets.Dataset:
+    feature = data.features[name]
+    if not getattr(feature, "decode", False):
+        return data
+    return data.select_columns([name]).cast_column(name, replace(feature, decode=False))
 
 
 def _features(schema) -> dict:
@@ -255,28 +250,29 @@ def _features(schema) -> dict:
     return datasets.Features.from_arrow_schema(schema)
 
 
-def _class_names(feature, values: list) -> list:
-    names = getattr(feature, "names", None)
-    if names is None:
-        return values
-    # -1 is how `datasets` writes a label that is withheld
-    return [None if value is None or value < 0 else names[value] for value in values]
+def _named(feature: Any, values: list[Any]) -> list[Any]:
+    """Values with the names of their classes, however deep these lie in lists and records."""
+    return [_name(feature, value) for value in values] if _has_names(feature) else values
 
 
-def decode(data: bytes) -> str:
-    """UTF-8 without its byte order mark; each byte that is none becomes a lone surrogate."""
-    return data.decode("utf-8-sig", errors="surrogateescape")
+def _has_names(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return any(map(_has_names, feature.values()))
+    inner = getattr(feature, "feature", None)
+    return getattr(feature, "names", None) is not None or (inner is not None and _has_names(inner))
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _name(feature: Any, value: Any) -> Any:
+    if value is None or feature is None:
+        return value
+    if isinstance(feature, dict):
+        return {key: _name(feature.get(key), one) for key, one in value.items()}
+    if getattr(feature, "names", None) is not None:
+        # -1 is how `datasets` writes a label that is withheld
+        return None if value < 0 else feature.names[value]
+    inner = getattr(feature, "feature", None)
+    return value if inner is None else [_name(inner, one) for one in value]
 
-
-Reader = Callable[[bytes, str], Table]
 
 READERS: dict[str, Reader] = {
     ".csv": read_csv,
@@ -285,4 +281,9 @@ READERS: dict[str, Reader] = {
     ".ndjson": read_json_lines,
     ".json": read_json,
     ".parquet": read_parquet,
+    ".conll": read_conll,
+    ".iob": read_conll,
+    ".annotated": read_conll,
+    ".txt": read_texts,
 }
+SEQUENCES = (".conll", ".iob", ".annotated", ".txt")  # which `datasets` would read otherwise

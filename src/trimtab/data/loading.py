@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimtab.core.errors import InputError
+from trimtab.data import folders, media
 from trimtab.data.columns import Column, is_named_in
-from trimtab.data.formats import Table, decode, read_bytes, read_csv, read_file, read_lines, sniff
+from trimtab.data.formats import READERS, read_bytes, read_csv, read_file, read_lines, sniff
+from trimtab.data.kinds import KINDS
 from trimtab.data.rows import Rows, clean, is_withheld, settle
 from trimtab.data.sources import SPLITS, missing, read_source
 from trimtab.data.splits import (
@@ -22,6 +25,7 @@ from trimtab.data.splits import (
     shared_note,
     without_unseen,
 )
+from trimtab.data.table import Table, decode
 
 if TYPE_CHECKING:
     import datasets
@@ -45,30 +49,48 @@ def load(
     Raises `InputError` for a source, column or label that is not there, and for rows that cannot
     be used, unless `skip_bad_rows`, which leaves them out and says so in the notes.
     """
+    parts, told = read_parts(source, columns, names)
+    parts, notes = divide(parts, columns, seed, skip_bad_rows)
+    ready = {split: as_dataset(parts[split]) for split in SPLITS}
+    return Splits(**ready, origin=source, notes=(*told, *notes))
+
+
+def read_parts(
+    source: str, columns: Sequence[Column], names: Mapping[str, str] = {}
+) -> tuple[dict[str, Rows], tuple[str, ...]]:
+    """The splits that the source has, each with the faults of its broken rows, and notes."""
     tables = read_source(source)
     parts = {"train": clean(tables.pop("train"), columns, names)}
     withheld = [split for split in tables if is_withheld(tables[split], columns, names)]
-    notes = [f"{split} has no labels and is left aside." for split in withheld]
     parts |= {s: clean(table, columns, names) for s, table in tables.items() if s not in withheld}
-    notes += settle(list(parts.values()), skip_bad_rows)
-    label = _label(columns, parts["train"])
+    return parts, tuple(f"{split} has no labels and is left aside." for split in withheld)
+
+
+def divide(
+    parts: dict[str, Rows], columns: Sequence[Column], seed: int, skip_bad_rows: bool
+) -> tuple[dict[str, Rows], tuple[str, ...]]:
+    """The splits that a run works on: without faults, none absent; and notes on what was done."""
+    notes = [*settle(list(parts.values()), skip_bad_rows)]
+    label = label_of(columns, parts["train"])
+    classes = label if label and parts["train"].kind(label) == "label" else None
+    if classes:
+        refuse_single_label(parts["train"], classes)
     if label:
         parts, more = _with_known_labels(parts, label, skip_bad_rows)
         notes += more
     absent = [split for split in SPLITS if split not in parts]
     if absent:
-        if label:
-            refuse_own_labels(parts["train"], label)
+        if classes:
+            refuse_own_labels(parts["train"], classes)
         made, note = hold_out(parts["train"], absent, label, seed)
-        parts |= made
+        parts = {**parts, **made}
         notes.append(note)
-    if label:
-        notes += rare_notes(parts["train"], label)
+    if classes:
+        notes += rare_notes(parts["train"], classes)
     parts = _with_common_columns(parts)
     for split in ("validation", "test"):
         notes += shared_note(split, parts[split], parts["train"], columns)
-    ready = {split: as_dataset(parts[split]) for split in SPLITS}
-    return Splits(**ready, origin=source, notes=tuple(notes))
+    return parts, tuple(notes)
 
 
 def read_rows(
@@ -78,23 +100,38 @@ def read_rows(
     names: Mapping[str, str] = {},
     skip_bad_rows: bool = False,
 ) -> tuple[datasets.Dataset, tuple[str, ...]]:
-    """One file of new rows, or standard input for "-", and notes about what was left out.
+    """One file of new rows, or standard input for "-", and notes about what was left out. An image
+    or a recording is a file of one row, a folder of them one of many.
 
     Standard input is any of the formats, known by its first bytes; where one column is enough and
     there is no header, each line is a row. Errors are those of `load`, less those of splits.
     """
-    table = _standard_input(columns, names) if str(path) == "-" else _file(Path(path).expanduser())
+    if str(path) == "-":
+        table = replace(_standard_input(columns, names), places=(Path.cwd(),))
+    else:
+        table = _file(Path(path).expanduser(), columns)
     rows = clean(table, columns, names)
     notes = settle([rows], skip_bad_rows)
     return as_dataset(rows), notes
 
 
-def _file(path: Path) -> Table:
+def _file(path: Path, columns: Sequence[Column]) -> Table:
     if path.is_dir():
-        raise InputError(f"{path} is a folder, where one file is expected")
+        return _folder(path, columns)
     if not path.exists():
         raise InputError(missing(path))
     return read_file(path)
+
+
+def _folder(path: Path, columns: Sequence[Column]) -> Table:
+    """What has no splits: files by label, with masks or with a list, or nothing but files."""
+    if not any(column.kind in media.SUFFIXES for column in columns):
+        raise InputError(f"{path} is a folder, where one file is expected")
+    by_layout = folders.read_files({"train": path}, READERS) if len(columns) > 1 else {}
+    table = by_layout.get("train") or folders.read_flat(path)
+    if table is None:
+        raise InputError(f"{path} is a folder without images or recordings, or with both of them")
+    return table
 
 
 def _standard_input(columns: Sequence[Column], names: Mapping[str, str]) -> Table:
@@ -109,7 +146,11 @@ def _standard_input(columns: Sequence[Column], names: Mapping[str, str]) -> Tabl
 def _is_plain(data: bytes, columns: Sequence[Column]) -> bool:
     """Whether data are lines of text for the one column needed, and not a table with a header."""
     required = [column for column in columns if column.required]
-    if len(required) != 1 or required[0].kind != "text" or not (text := decode(data).lstrip()):
+    if (
+        len(required) != 1
+        or required[0].kind not in ("text", "words")
+        or not (text := decode(data).lstrip())
+    ):
         return False
     first = text.splitlines()[0].split(",")
     if any(field != field.strip() for field in first):
@@ -120,16 +161,16 @@ def _is_plain(data: bytes, columns: Sequence[Column]) -> bool:
     return len(table.header) == 1 or bool(table.faults) or not table.lines
 
 
-def _label(columns: Sequence[Column], train: Rows) -> str | None:
-    """The label that splits are made and checked by."""
-    return next((c.name for c in columns if c.kind == "label" and c.name in train.columns), None)
+def label_of(columns: Sequence[Column], train: Rows) -> str | None:
+    """The column of labels that splits are made and checked by."""
+    of_labels = (c.name for c in columns if KINDS[c.kind].labels and c.name in train.columns)
+    return next(of_labels, None)
 
 
 def _with_known_labels(
     parts: dict[str, Rows], label: str, skip_bad_rows: bool
 ) -> tuple[dict[str, Rows], tuple[str, ...]]:
     train = parts["train"]
-    refuse_single_label(train, label)
     held_out = {
         split: without_unseen(part, train, label)
         for split, part in parts.items()

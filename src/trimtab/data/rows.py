@@ -3,39 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from dataclasses import dataclass, field, replace
 from itertools import compress
+from typing import Any
 
 from trimtab.core.errors import InputError
 from trimtab.data.columns import Column, resolve
-from trimtab.data.formats import Fault, Table
+from trimtab.data.kinds import KINDS, agree, read
+from trimtab.data.table import Fault, Table
 
 SHOWN = 5  # faults quoted in a message
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Checked rows: canonical name -> values, all `str`; `lines` says where each came from."""
+    """Checked rows: canonical name -> cells; `lines` says where each came from, `kinds` what the
+    columns hold where it is not text, `found` how the file calls them, `header` all that it has.
+    """
 
     where: str
-    columns: dict[str, list[str]]
+    columns: dict[str, list[Any]]
     lines: list[int]
     faults: tuple[Fault, ...] = ()
     unit: str = "line"
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    found: Mapping[str, str] = field(default_factory=dict)
+    header: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.lines)
 
+    def kind(self, name: str) -> str:
+        return self.kinds.get(name, "text")
+
+    def labels(self, name: str) -> list[tuple[str, ...]]:
+        """The labels that each row has in this column: one, several, or none."""
+        of = KINDS[self.kind(name)].labels or (lambda cell: (cell,))
+        return [of(cell) for cell in self.columns[name]]
+
     def keep(self, chosen: Sequence[bool], faults: Sequence[Fault] = ()) -> Rows:
         """The rows that are `chosen`, with the faults, if any, of those that are not."""
-        columns = {name: list(compress(values, chosen)) for name, values in self.columns.items()}
+        columns = {name: list(compress(cells, chosen)) for name, cells in self.columns.items()}
         lines = list(compress(self.lines, chosen))
         return replace(self, columns=columns, lines=lines, faults=tuple(faults))
 
     def only(self, names: Container[str]) -> Rows:
         """Fewer columns of the same rows."""
-        columns = {name: values for name, values in self.columns.items() if name in names}
+        columns = {name: cells for name, cells in self.columns.items() if name in names}
         return replace(self, columns=columns)
 
 
@@ -46,23 +60,39 @@ def clean(table: Table, columns: Sequence[Column], names: Mapping[str, str]) -> 
     """
     places = resolve(table.header, columns, names, table.where) if table.lines else {}
     wanted = [column for column in columns if column.name in places]
+    cells = [read(column, table.column(places[column.name]), table.places) for column in wanted]
     rows, lines, faults = [], [], list(table.faults)
-    cells = [table.column(places[column.name]) for column in wanted]
-    for line, *values in zip(table.lines, *cells, strict=True):
+    called = table.names or [""] * len(table.lines)
+    for line, name, *row in zip(table.lines, called, *cells, strict=True):
         try:
-            rows.append([_cell(c, value) for c, value in zip(wanted, values, strict=True)])
+            rows.append(_whole(wanted, row))
             lines.append(line)
         except ValueError as error:
-            faults.append(Fault(line, str(error)))
-    found = {column.name: [row[i] for row in rows] for i, column in enumerate(wanted)}
+            faults.append(Fault(line, f"{name}: {error}" if name else str(error)))
     faults.sort(key=lambda fault: fault.line)
-    return Rows(table.where, found, lines, tuple(faults), table.unit)
+    return Rows(
+        table.where,
+        {column.name: [row[i] for row in rows] for i, column in enumerate(wanted)},
+        lines,
+        tuple(faults),
+        table.unit,
+        kinds={column.name: column.kind for column in wanted},
+        found={column.name: table.header[places[column.name]] for column in wanted},
+        header=table.header,
+    )
+
+
+def _whole(columns: Sequence[Column], row: Sequence[Any]) -> list[Any]:
+    for cell in row:
+        if isinstance(cell, ValueError):
+            raise cell
+    return agree(columns, row)
 
 
 def is_withheld(table: Table, columns: Sequence[Column], names: Mapping[str, str]) -> bool:
     """Whether the table has a label column that holds no label at all, as public tests often do."""
     places = resolve(table.header, columns, names, table.where) if table.lines else {}
-    labels = [places[c.name] for c in columns if c.kind == "label" and c.name in places]
+    labels = [places[c.name] for c in columns if KINDS[c.kind].labels and c.name in places]
     return any(all(value is None for value in table.column(place)) for place in labels)
 
 
@@ -95,35 +125,3 @@ def _report(faults: Sequence[tuple[Rows, Fault]]) -> str:
         )
         + "\nCorrect the data, or continue without such rows: --skip-bad-rows"
     )
-
-
-def _cell(column: Column, value: object) -> str:
-    text = _text(column, value)
-    if column.kind == "label":
-        text = text.strip()
-    if column.required and not text.strip():
-        raise ValueError(f"{'missing' if value is None else 'empty'} {column.name}")
-    return text
-
-
-def _text(column: Column, value: object) -> str:
-    match value:
-        case None:
-            return ""
-        case str():
-            return _unicode(value)
-        case float() if value != value:  # NaN is how tables of numbers write "missing"
-            return ""
-        case float() if value.is_integer():
-            return str(int(value))
-        case bool() | int() | float() | Decimal():
-            return str(value)
-    raise ValueError(f"the {column.name} is a {type(value).__name__}, not text")
-
-
-def _unicode(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("not UTF-8") from error
-    return text

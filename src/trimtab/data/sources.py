@@ -1,4 +1,4 @@
-"""What `--data` may name: a file, a folder of splits, or a data set on the hub -> its tables."""
+"""What `--data` may name: a file, a folder, or a data set on the hub -> its splits' tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimtab.core.errors import InputError, nearest
-from trimtab.data.formats import READERS, Table, read_dataset, read_file
+from trimtab.data import detection, folders
+from trimtab.data.formats import READERS, SEQUENCES, read_dataset, read_file
+from trimtab.data.table import Table
 
 if TYPE_CHECKING:
     import datasets
@@ -19,6 +21,11 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
+
+# `emerging.dev`, `wnut17train`, `instances_val2017`: a name that ends in a split's
+_ENDS_IN_SPLIT = re.compile(r"(?:^|[^a-z])(train|validation|valid|val|dev|test)\d*$")
+
+_COCO_BESIDE = "_annotations.coco.json"  # as some tools export, beside the images of a split
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 
@@ -57,12 +64,41 @@ def _read_folder(folder: Path) -> dict[str, Table]:
 
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return _read_by(datasets.load_from_disk, folder)
-    files = _split_files(folder)
-    if files:
+    if files := _split_files(folder, _tables_in(folder)):
         return {split: read_file(files[split]) for split in SPLITS if split in files}
-    if any(path.suffix.lower() in READERS for path in folder.rglob("*")):
+    if detection.is_voc(folder):
+        return detection.read_voc(folder)
+    if tables := folders.read_files(_split_folders(folder), READERS):
+        return tables
+    if files := _split_files(folder, sorted(folder.glob("*.txt"))):
+        return {split: read_file(files[split]) for split in SPLITS if split in files}
+    if any(_is_table(path) for path in folder.rglob("*")):
         return _read_by(datasets.load_dataset, folder)  # it knows more layouts, such as shards
     raise InputError(f"{folder} holds no data that can be read, only {_contents(folder)}")
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    """Files that may be named after splits. Plain texts are not among them: beside images they are
+    lists, or notes."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in READERS and path.suffix.lower() != ".txt"
+    ]
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in READERS and path.suffix.lower() not in SEQUENCES
+
+
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """Split -> its folder; where none is for training, all of the folder is."""
+    found = {split: path for path in _below(folder) if (split := _split_named(path.name))}
+    return found if "train" in found else {"train": folder}
+
+
+def _below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
 def _read_by(read: Callable, folder: Path) -> dict[str, Table]:
@@ -79,24 +115,49 @@ def _read_by(read: Callable, folder: Path) -> dict[str, Table]:
 def _contents(folder: Path) -> str:
     there = sorted(path.name for path in folder.iterdir())
     shown = (", ".join(there[:12]) + ", …" * (len(there) > 12)) or "nothing"
-    return f"{shown}; a folder needs train, validation and test files ({', '.join(READERS)})"
+    return (
+        f"{shown}; a folder needs train, validation and test files ({', '.join(READERS)}), "
+        "or a folder of files for each label"
+    )
 
 
-def _split_files(folder: Path) -> dict[str, Path]:
-    """Split -> its one file, for the files that are named after a split."""
+def _split_files(folder: Path, files: list[Path]) -> dict[str, Path]:
+    """Split -> its one file, for the files that are named after a split; else for those whose names
+    end in one, and for COCO's annotations."""
+    if found := _one_for_each(files, _split_named):
+        if "train" not in found:
+            names = ", ".join(path.name for path in found.values())
+            raise InputError(f"{folder} has {names}, but no train file to learn from")
+        return found
+    for among in (files, _coco_files(folder)):
+        try:
+            found = _one_for_each(among, _ends_in_split)
+        except InputError:  # shards, perhaps, which are for `datasets`
+            continue
+        if "train" in found:
+            return found
+    return {}
+
+
+def _coco_files(folder: Path) -> list[Path]:
+    """`annotations/instances_train2017.json` and its like, or one file in each split's folder."""
+    annotations = folder / "annotations"
+    instances = sorted(annotations.glob("instances_*.json")) or sorted(annotations.glob("*.json"))
+    return instances or sorted(folder.glob(f"*/{_COCO_BESIDE}"))
+
+
+def _one_for_each(files: list[Path], named: Callable[[str], str | None]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        split = _split_named(path.stem)
-        if split is None or path.suffix.lower() not in READERS:
+    for path in files:
+        split = named(path.parent.name if path.name == _COCO_BESIDE else path.stem)
+        if split is None:
             continue
         if split in found:
             raise InputError(
-                f"{folder} has two files for {split}: {found[split].name} and {path.name}; keep one"
+                f"{path.parent} has two files for {split}: {found[split].name} and {path.name}; "
+                "keep one"
             )
         found[split] = path
-    if found and "train" not in found:
-        names = ", ".join(path.name for path in found.values())
-        raise InputError(f"{folder} has {names}, but no train file to learn from")
     return found
 
 
@@ -158,6 +219,11 @@ def _tables(
 
 def _split_named(name: str) -> str | None:
     return next((split for split, names in SPLITS.items() if name.lower() in names), None)
+
+
+def _ends_in_split(name: str) -> str | None:
+    found = _ENDS_IN_SPLIT.search(name.lower())
+    return _split_named(found[1]) if found else None
 
 
 def _brief(error: BaseException) -> str:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from trimtab.core.errors import InputError, nearest
 from trimtab.data.columns import Column, printable
-from trimtab.data.formats import Fault
+from trimtab.data.kinds import KINDS
 from trimtab.data.rows import SHOWN, Rows
+from trimtab.data.table import Fault
 
 if TYPE_CHECKING:
     import datasets
+
+Names = Sequence[tuple[str, ...]]  # the labels of each row
 
 ENOUGH = 10  # rows of a class of which a tenth is at least one
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set for one task. The columns are the canonical names alone; all values are `str`.
+    """A data set for one task. The columns are the canonical names alone; what their cells hold
+    follows from their kinds.
 
     `origin` is the source as it was given. `notes` are sentences for people about what was done:
     a split made, rows skipped, texts that train shares with the held-out splits.
@@ -40,14 +45,16 @@ def hold_out(
 ) -> tuple[dict[str, Rows], str]:
     """Train without a tenth for each of the `absent` splits, these splits, and a note.
 
-    Strata are the classes where each has enough rows, else all is one stratum. Either way the
-    first row drawn of each class stays in train, so that no held-out label is unseen.
+    Strata are the classes where each row has one and each class enough rows, else all is one
+    stratum. Either way the first row drawn with a label stays in train, so that no held-out label
+    is unseen.
     """
     rng = random.Random(seed)
     order = list(range(len(rows)))
     rng.shuffle(order)
-    labels = rows.columns[label] if label else [""] * len(rows)
-    stratified = label is not None and min(Counter(labels).values()) >= ENOUGH
+    labels = rows.labels(label) if label else [()] * len(rows)
+    one_each = label is not None and rows.kind(label) in ("label", "text")
+    stratified = one_each and min(Counter(labels).values()) >= ENOUGH
     taken: dict[str, set[int]] = {split: set() for split in absent}
     done = 0
     for stratum in _strata(order, labels, stratified):
@@ -64,17 +71,13 @@ def hold_out(
     return parts, _held_out_note(rows, parts, absent, label if stratified else None, seed)
 
 
-def _strata(order: list[int], labels: Sequence[str], stratified: bool) -> list[list[int]]:
+def _strata(order: list[int], labels: Names, stratified: bool) -> list[list[int]]:
     if not stratified:
         return [order]
-    return [group for _, group in sorted(_by_label(order, labels).items())]
-
-
-def _by_label(order: list[int], labels: Sequence[str]) -> dict[str, list[int]]:
-    groups: dict[str, list[int]] = {}
+    groups: dict[tuple[str, ...], list[int]] = {}
     for i in order:
         groups.setdefault(labels[i], []).append(i)
-    return groups
+    return [group for _, group in sorted(groups.items())]
 
 
 def _tenth(n: int) -> int:
@@ -82,12 +85,14 @@ def _tenth(n: int) -> int:
     return (n + 5) // 10
 
 
-def _draw(
-    stratum: list[int], labels: Sequence[str], taken: dict[str, set[int]], share: int
-) -> None:
+def _draw(stratum: list[int], labels: Names, taken: dict[str, set[int]], share: int) -> None:
     """Moves `share` rows of the stratum into each split that is made."""
-    guarded = {group[0] for group in _by_label(stratum, labels).values()}
-    free = [i for i in stratum if i not in guarded]
+    seen: set[str] = set()
+    free = []
+    for i in stratum:
+        if seen.issuperset(labels[i]):
+            free.append(i)
+        seen.update(labels[i])
     for n, chosen in enumerate(taken.values()):
         chosen.update(free[n * share : (n + 1) * share])
 
@@ -141,27 +146,27 @@ def rare_notes(train: Rows, label: str) -> tuple[str, ...]:
 
 
 def without_unseen(part: Rows, train: Rows, label: str) -> Rows:
-    """`part` with a fault in place of each row whose label is not in `train`."""
-    seen = set(train.columns[label])
-    known = [value in seen for value in part.columns[label]]
-    lines = zip(part.lines, part.columns[label], strict=True)
-    unseen = [(line, value) for line, value in lines if value not in seen]
+    """`part` with a fault in place of each row that has a label which is not in `train`."""
+    seen = {name for names in train.labels(label) for name in names}
+    new = [next((n for n in names if n not in seen), None) for names in part.labels(label)]
+    unseen = [(line, name) for line, name in zip(part.lines, new, strict=True) if name is not None]
     # the nearest labels are dear to find among thousands, and only the first faults are shown
-    shown = islice(dict.fromkeys(value for _, value in unseen), SHOWN)
-    near = {value: f"; {nearest(value, sorted(seen))}" for value in shown}
+    shown = islice(dict.fromkeys(name for _, name in unseen), SHOWN)
+    near = {name: f"; {nearest(name, sorted(seen))}" for name in shown}
     faults = [
-        Fault(line, f"{label} {value!r} does not occur in {train.where}{near.get(value, '')}")
-        for line, value in unseen
+        Fault(line, f"{label} {name!r} does not occur in {train.where}{near.get(name, '')}")
+        for line, name in unseen
     ]
-    return part.keep(known, faults)
+    return part.keep([name is None for name in new], faults)
 
 
 def shared_note(split: str, part: Rows, train: Rows, columns: Sequence[Column]) -> tuple[str, ...]:
-    """A warning where `train` has rows with the same text as rows of a held-out split."""
-    names = [c.name for c in columns if c.kind == "text" and c.name in part.columns]
-    learned = set(_keys(train, names))
-    n = sum(key in learned for key in _keys(part, names))
-    if not n:
+    """A warning where `train` has rows with the same text, image or sound as rows of a held-out
+    split."""
+    names = telling(part, columns)
+    learned = set(keys(train, names))
+    n = sum(key in learned for key in keys(part, names))
+    if not n or not names:
         return ()
     return (
         f"{n:,} of the {len(part):,} rows of {split} {'has' if n == 1 else 'have'} the same "
@@ -169,13 +174,32 @@ def shared_note(split: str, part: Rows, train: Rows, columns: Sequence[Column]) 
     )
 
 
-def _keys(rows: Rows, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    return zip(*(rows.columns[name] for name in names), strict=True)
+def telling(rows: Rows, columns: Sequence[Column]) -> list[str]:
+    """The columns by which a row is known again."""
+    return [c.name for c in columns if KINDS[c.kind].key and c.name in rows.columns]
+
+
+def keys(rows: Rows, names: Sequence[str]) -> Iterator[Hashable]:
+    """What each row is known by: the same for two that have the same in these columns."""
+    kinds = [KINDS[rows.kind(name)] for name in names]
+    for row in zip(*(rows.columns[name] for name in names), strict=True):
+        pairs = zip(kinds, row, strict=True)
+        yield tuple(None if cell is None else kind.key(cell) for kind, cell in pairs if kind.key)
 
 
 def as_dataset(rows: Rows) -> datasets.Dataset:
-    """The rows as a `datasets.Dataset` of strings."""
+    """The rows as a `datasets.Dataset`, its types those of the columns' kinds."""
     import datasets
 
-    features = datasets.Features({name: datasets.Value("string") for name in rows.columns})
-    return datasets.Dataset.from_dict(rows.columns, features=features)
+    features, columns = {}, {}
+    for name, cells in rows.columns.items():
+        features[name] = KINDS[rows.kind(name)].feature(cells)
+        columns[name] = _alike(cells)
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def _alike(cells: list[Any]) -> list[Any]:
+    """Paths among bytes are read, since a column has one type."""
+    if not any(isinstance(cell, bytes) for cell in cells):
+        return cells
+    return [Path(cell).read_bytes() if isinstance(cell, str) else cell for cell in cells]

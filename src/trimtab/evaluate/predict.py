@@ -6,11 +6,13 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]
+from trimtab.tasks.task import Outputs, stacked
+
+Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+Ask = Callable[[nn.Module, Mapping[str, Any]], Outputs]
 Follow = Callable[[Iterable[Any]], Iterable[Any]]
 """The same items in turn, while somebody may count them."""
 
@@ -27,17 +29,18 @@ def precision(device: torch.device, autocast: bool) -> contextlib.AbstractContex
 
 
 @torch.no_grad()
-def logits(
+def outputs(
     model: nn.Module,
     examples: Sequence[Mapping[str, Any]],
     collate: Collate,
+    ask: Ask,
     *,
     batch_size: int,
     autocast: bool,
     follow: Follow = iter,
-) -> np.ndarray:
-    """The model's outputs (n, classes) in fp32, in the examples' order. Sort them by length first:
-    the same batches give the same numbers, bit for bit.
+) -> Outputs:
+    """What the model gives for each example, in their order. Sort them by length first: the same
+    batches give the same numbers, bit for bit.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -45,9 +48,22 @@ def logits(
     out = []
     try:
         for batch in follow(batches(examples, batch_size)):
-            inputs = {k: v.to(device) for k, v in collate(batch).items() if k != "labels"}
+            inputs = on(collate(batch), device)
             with precision(device, autocast):
-                out.append(model(**inputs).logits.float().cpu())
+                out.append(ask(model, inputs))
     finally:
         model.train(training)
-    return torch.cat(out).numpy()
+    return stacked(out)
+
+
+def on(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch where the model is."""
+    return {key: _moved(one, device) for key, one in batch.items()}
+
+
+def _moved(one: Any, device: torch.device) -> Any:
+    if isinstance(one, Tensor):
+        return one.to(device)
+    if isinstance(one, Mapping):
+        return on(one, device)
+    return [_moved(part, device) for part in one] if isinstance(one, list) else one

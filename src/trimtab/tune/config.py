@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from trimtab.core import registry
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method, Selection
+from trimtab.tasks import Task, lookup
 
 
 class Config(BaseModel):
@@ -25,6 +26,7 @@ class Config(BaseModel):
     data: str
     out: str
     task: str = "text-classification"
+    task_arg: dict[str, Any] = {}
     method: str = "lora"
     target: str | list[str] | None = None
     rank: int | None = Field(None, ge=1)
@@ -57,6 +59,7 @@ class Config(BaseModel):
     gradient_checkpointing: bool = False
     seed: int = Field(0, ge=0, lt=2**32)
     report_to: list[str] = []
+    columns: dict[str, str] = {}
     text_column: str | None = None
     label_column: str | None = None
     skip_bad_rows: bool = False
@@ -93,6 +96,10 @@ class Config(BaseModel):
         }
         rest = self.target or list(method.targets)
         return {**plan, **dict.fromkeys([rest] if isinstance(rest, str) else rest, method)}
+
+    def build_task(self) -> Task:
+        """The task with its options."""
+        return lookup(self.task, self.task_arg)
 
     @property
     def selects(self) -> bool:

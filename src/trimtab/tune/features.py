@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from trimtab.core.heads import heads
 from trimtab.core.walk import plain
-from trimtab.evaluate.predict import Collate, Follow, batches, precision
+from trimtab.evaluate.predict import Collate, Follow, batches, on, precision
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and labels
 
 EPOCHS, RATES = 30, (1e-3, 1e-2)
 """Of training a head alone: epochs at each of these learning rates."""
@@ -82,7 +85,7 @@ def extract(
     model.eval()
     try:
         for batch in follow(batches(examples, batch_size)):
-            inputs = {k: v.to(device) for k, v in collate(batch).items() if k != "labels"}
+            inputs = {k: v for k, v in on(collate(batch), device).items() if k != "labels"}
             with precision(device, autocast):
                 given.append(model(**inputs).logits.float())
             if seen[-1].ndim != 2:
@@ -109,32 +112,38 @@ def apply(head: nn.Module, features: Features) -> np.ndarray:
 
 
 def probe(
-    head: nn.Module, train: Features, validation: Features, seed: int, follow: Follow = iter
+    head: nn.Module,
+    train: Features,
+    validation: Features,
+    loss: Loss,
+    seed: int,
+    follow: Follow = iter,
 ) -> nn.Module:
     """A copy of the head trained on features alone, the best of its epochs and learning rates on
     the validation split.
     """
-    best, kept = -1.0, head
-    for accuracy, one in follow(_tried(head, train, validation, seed)):
-        if accuracy > best:
-            best, kept = accuracy, copy.deepcopy(one)
+    best, kept = -math.inf, head
+    for score, one in follow(_tried(head, train, validation, loss, seed)):
+        if score > best:
+            best, kept = score, copy.deepcopy(one)
     return kept
 
 
 def _tried(
-    head: nn.Module, train: Features, validation: Features, seed: int
+    head: nn.Module, train: Features, validation: Features, loss: Loss, seed: int
 ) -> Iterator[tuple[float, nn.Module]]:
-    """(validation accuracy, head) after each epoch, at one learning rate after the other."""
+    """(score on validation, head) after each epoch, at one learning rate after the other."""
     for lr in RATES:
         one = copy.deepcopy(head).float().cpu()
-        for accuracy in _epochs(one, train, validation, lr, seed):
-            yield accuracy, one
+        for score in _epochs(one, train, validation, loss, lr, seed):
+            yield score, one
 
 
 def _epochs(
-    head: nn.Module, train: Features, validation: Features, lr: float, seed: int
+    head: nn.Module, train: Features, validation: Features, loss: Loss, lr: float, seed: int
 ) -> Iterator[float]:
-    """Train with AdamW and a falling learning rate; yields validation accuracy after each epoch."""
+    """Train with AdamW and a falling learning rate; yields the score on validation after each
+    epoch."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.tensor([example["labels"] for example in train.examples])
     held_out = torch.tensor([example["labels"] for example in validation.examples])
@@ -144,8 +153,15 @@ def _epochs(
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(labels), generator=generator).split(256):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(head(train.values[rows]), labels[rows]).backward()
+            loss(head(train.values[rows]), labels[rows]).backward()
             optimizer.step()
         schedule.step()
         with torch.no_grad():
-            yield float((head(validation.values).argmax(-1) == held_out).float().mean())
+            yield _score(head(validation.values), held_out, loss)
+
+
+def _score(logits: Tensor, labels: Tensor, loss: Loss) -> float:
+    """Accuracy where the labels are classes, otherwise the loss, less of which is more."""
+    if labels.is_floating_point():
+        return -float(loss(logits, labels))
+    return float((logits.argmax(-1) == labels).float().mean())

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from trimtab.compare.report import BASELINES, Change, Report, Row, summary_sentence, write_report
 from trimtab.core.adapter import record
 from trimtab.core.counts import summary
-from trimtab.evaluate.bootstrap import Interval, mean_interval, paired_mean
+from trimtab.evaluate.bootstrap import Interval
+from trimtab.evaluate.metrics import METRICS, difference, interval
 from trimtab.store import fingerprint
 from trimtab.tune import hardware
 from trimtab.tune.progress import read_log
@@ -25,28 +26,59 @@ _SHOWN = 20  # examples gained and lost, in the report
 
 def conclude(work: Work, memory: Memory, tokens: int, wall: float) -> dict[str, Any]:
     """Measure, write `metrics.json` and `report.html`, and return the metrics."""
-    intervals = {row: _intervals(work, row) for row in work.outputs}
-    differences = {row: _difference(work, row) for row in work.outputs if row != "adapted"}
+    answers = {row: _answers(work, row) for row in work.outputs}
+    intervals = {row: _intervals(work, answers[row]) for row in answers}
+    differences = {row: _difference(work, answers, row) for row in work.outputs if row != "adapted"}
     metrics = _metrics(work, memory, tokens, wall, intervals, differences)
+    metrics["metrics"] = _further(work, answers)
     work.run.write_metrics(metrics)
-    write_report(_report(work, metrics, intervals, differences), work.run.report)
+    write_report(_report(work, metrics, answers, intervals, differences), work.run.report)
     return metrics
 
 
-def _scores(work: Work, row: str, split: str) -> np.ndarray:
-    rows = getattr(work.splits, split)
-    return work.session.scores(work.outputs[row][split], rows)
+Answers = dict[str, list[Any]]  # by split
 
 
-def _intervals(work: Work, row: str) -> dict[str, Interval]:
-    seed = work.session.config.seed
-    return {s: mean_interval(_scores(work, row, s), seed=seed) for s in ("validation", "test")}
+def _answers(work: Work, row: str) -> Answers:
+    return {
+        split: work.session.answers(outputs, getattr(work.splits, split))
+        for split, outputs in work.outputs[row].items()
+    }
 
 
-def _difference(work: Work, row: str) -> Interval:
+def _references(work: Work, split: str) -> list[Any]:
+    return work.session.references(getattr(work.splits, split))
+
+
+def _intervals(work: Work, answers: Answers) -> dict[str, Interval]:
+    seed, metric = work.session.config.seed, METRICS[work.session.task.metric]
+    return {
+        split: interval(metric, found, _references(work, split), seed=seed)
+        for split, found in answers.items()
+    }
+
+
+def _difference(work: Work, answers: Mapping[str, Answers], row: str) -> Interval:
     """The adapted model minus this row, on the same test examples."""
-    seed = work.session.config.seed
-    return paired_mean(_scores(work, "adapted", "test"), _scores(work, row, "test"), seed=seed)
+    seed, metric = work.session.config.seed, METRICS[work.session.task.metric]
+    one, other = answers["adapted"]["test"], answers[row]["test"]
+    return difference(metric, one, other, _references(work, "test"), seed=seed)
+
+
+def _further(work: Work, answers: Mapping[str, Answers]) -> dict[str, dict[str, float | None]]:
+    """The task's other metrics on the test split, by row of the table."""
+    references = _references(work, "test")
+    return {
+        name: {
+            row: _number(METRICS[name].value(answers[row]["test"], references)) for row in answers
+        }
+        for name in work.session.task.metrics[1:]
+    }
+
+
+def _number(value: float) -> float | None:
+    """For JSON, which has no NaN."""
+    return float(value) if math.isfinite(value) else None
 
 
 def _metrics(
@@ -63,6 +95,7 @@ def _metrics(
         "schema": SCHEMA,
         "task": session.task.name,
         "metric": session.task.metric,
+        "higher_is_better": METRICS[session.task.metric].higher,
         "method": session.config.method,
         "test": intervals["adapted"]["test"].as_dict(),
         "validation": intervals["adapted"]["validation"].as_dict(),
@@ -127,12 +160,13 @@ def folder_bytes(folder: Path) -> int:
 def _report(
     work: Work,
     metrics: dict[str, Any],
+    answers: Mapping[str, Answers],
     intervals: dict[str, dict[str, Interval]],
     differences: dict[str, Interval],
 ) -> Report:
     session, counted = work.session, summary(work.session.model)
     reference = "head" if "head" in intervals else "base"
-    gained, lost = _changes(work, reference)
+    gained, lost = _changes(work, answers, reference)
     log = read_log(work.run.log)
     rows = _rows(metrics, intervals, differences)
     metric = session.task.metric
@@ -148,11 +182,12 @@ def _report(
             metric=metric,
             rows=rows,
             total=counted.total,
+            greater_is_better=METRICS[metric].higher,
         ),
         rows=rows,
         losses=[(entry["step"], entry["loss"]) for entry in log if "loss" in entry],
         evaluations=[
-            (entry["step"], entry["eval_loss"], entry[f"eval_{metric}"])
+            (entry["step"], entry["eval_loss"], entry[f"eval_{session.task.watched}"])
             for entry in log
             if "eval_loss" in entry
         ],
@@ -198,19 +233,28 @@ def _rows(
     return [*rows, adapted]
 
 
-def _changes(work: Work, reference: str) -> tuple[list[Change], list[Change]]:
-    """Test examples that the adapted model gets right and the reference wrong, and the other
-    way.
-    """
-    labels, rows = work.session.labels, work.splits.test
-    before, after = _scores(work, reference, "test"), _scores(work, "adapted", "test")
-    old, new = (work.outputs[row]["test"].argmax(-1) for row in (reference, "adapted"))
-    changes = {
-        i: Change(rows["text"][i], rows["label"][i], labels[old[i]], labels[new[i]])
-        for i in map(int, np.flatnonzero(before != after))
-    }
-    gained = [change for i, change in changes.items() if after[i] > before[i]]
-    return gained, [change for i, change in changes.items() if after[i] < before[i]]
+def _changes(
+    work: Work, answers: Mapping[str, Answers], reference: str
+) -> tuple[list[Change], list[Change]]:
+    """Test examples on which the adapted model does better than the reference, and worse."""
+    metric = METRICS[work.session.task.metric]
+    each, sign = metric.each, 1 if metric.higher else -1
+    if each is None:
+        return [], []
+    rows, expected = work.splits.test, _references(work, "test")
+    old, new = answers[reference]["test"], answers["adapted"]["test"]
+    gained, lost = [], []
+    for i, (before, after, right) in enumerate(zip(old, new, expected, strict=True)):
+        by = sign * (each(after, right) - each(before, right))
+        if by and math.isfinite(by):
+            shown = work.session.task.shown(rows, i)
+            change = Change(shown, _told(right), _told(before), _told(after))
+            (gained if by > 0 else lost).append(change)
+    return gained, lost
+
+
+def _told(answer: Any) -> str:
+    return ", ".join(map(str, answer)) if isinstance(answer, list | tuple) else str(answer)
 
 
 def _facts(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:

@@ -20,18 +20,17 @@ from trimtab.core.adapter import Adapter
 from trimtab.core.errors import InputError
 from trimtab.core.heads import heads
 from trimtab.data import Splits
+from trimtab.evaluate.predict import on
 from trimtab.init import fisher
 from trimtab.kernels.cpu import keep_memory
 from trimtab.kernels.rowwise import rowwise
 from trimtab.methods.whole import Whole
-from trimtab.tasks import lookup
-from trimtab.tasks.text_classification import Encoded
-from trimtab.tune import demands, features, hardware, products, results, teacher
+from trimtab.tasks.task import Encoded, Outputs
+from trimtab.tune import demands, features, guards, hardware, products, results, teacher
 from trimtab.tune.config import Config
 from trimtab.tune.folder import Run
 from trimtab.tune.phases import Phases
 from trimtab.tune.session import (
-    EVAL_BATCH,
     Session,
     check_digest,
     choose_attention,
@@ -58,7 +57,7 @@ class Work:
     session: Session
     splits: Splits
     encoded: dict[str, Encoded]
-    outputs: dict[str, dict[str, np.ndarray]]  # row of the table -> split -> logits
+    outputs: dict[str, dict[str, Outputs]]  # row of the table -> split -> what the model gave
     cached: dict[str, features.Features] | None = None
     probed: nn.Module | None = None  # the head trained alone
     probe_seconds: float = 0.0
@@ -92,7 +91,8 @@ def tune(config: Config, *, resume: bool = False, quiet: bool = False) -> dict[s
         if not resume:
             run.abandon()
         raise
-    memory, tokens = train(work.session, adapter, run, work.encoded, work.cached, quiet)
+    held_out = work.splits.validation
+    memory, tokens = train(work.session, adapter, run, work.encoded, held_out, work.cached, quiet)
     _measure(work, "adapted")
     store.save(work.session.model, run.adapter)
     with phases.doing("writing the report"):
@@ -133,7 +133,9 @@ def _prepare(run: Run, config: Config, phases: Phases) -> Work:
     _check_data(config, splits)
     config.digests = {split: digest(getattr(splits, split)) for split in SPLITS}
     each = phases.track(SPLITS, "encoding the texts")
-    encoded = {split: session.encode(getattr(splits, split)) for split in each}
+    encoded = {
+        split: session.encode(getattr(splits, split), training=split == "train") for split in each
+    }
     for split, one in encoded.items():
         note_truncation(session, split, one)
     narrow(session, encoded["train"])
@@ -155,7 +157,7 @@ def _check_data(config: Config, splits: Splits) -> None:
 
 
 def _labels(config: Config, splits: Splits) -> list[str]:
-    task = lookup(config.task)
+    task = config.build_task()
     labels = task.order(config.model, task.labels(splits.train))
     if config.labels is not None and config.labels != labels:
         raise InputError(
@@ -168,13 +170,15 @@ def _labels(config: Config, splits: Splits) -> list[str]:
 def _baselines(work: Work) -> None:
     """What the base is worth as it was loaded, and with nothing but its head trained."""
     session, began = work.session, time.perf_counter()
-    wanted = session.config.head_only
+    wanted = session.config.head_only and session.task.one_vector
     if session.first is not None:  # one that goes on starts where it began, and finds the same
         hardware.take_attention(session.model, session.first)
     work.cached = _features(work, SPLITS) if wanted else None
     if work.cached is None:
-        why = "the head takes more than one vector a text" if wanted else "--no-head-only"
-        session.notes.append(f"head only was not measured ({why}): a new head began at random")
+        why = "the head takes more than one vector a text"
+        why = why if session.config.head_only else "--no-head-only"
+        at_random = ": a new head began at random" if session.fresh else ""
+        session.notes.append(f"head only was not measured ({why}){at_random}")
         return
     head = features.head_of(session.model)
     assert head is not None
@@ -184,7 +188,8 @@ def _baselines(work: Work) -> None:
         total=features.EPOCHS * len(features.RATES),
     )
     train, held_out = work.cached["train"], work.cached["validation"]
-    work.probed = features.probe(head, train, held_out, session.config.seed, told)
+    compared = session.task.loss_of
+    work.probed = features.probe(head, train, held_out, compared, session.config.seed, told)
     work.probe_seconds = time.perf_counter() - began
     _tell_baselines(work, work.cached)
 
@@ -205,7 +210,7 @@ def _features(work: Work, splits: Sequence[str]) -> dict[str, features.Features]
             session.model,
             work.encoded[split].examples,
             session.collate,
-            batch_size=EVAL_BATCH,
+            batch_size=session.task.eval_batch,
             autocast=session.config.autocast,
             follow=functools.partial(session.phases.track, what=f"running the base over {split}"),
         )
@@ -218,7 +223,7 @@ def _features(work: Work, splits: Sequence[str]) -> dict[str, features.Features]
 def _measure(work: Work, row: str) -> None:
     """What the model gives as it is now, on what was held out: a row of the table."""
     work.outputs[row] = {
-        split: work.session.logits(work.encoded[split], f"evaluating {row} on {split}")
+        split: work.session.outputs(work.encoded[split], f"evaluating {row} on {split}")
         for split in SPLITS[1:]
     }
 
@@ -253,6 +258,7 @@ def _attach(work: Work) -> Adapter:
         None if isinstance(method, dict) else config.target,
         train=whole,
     )
+    session.notes.extend(guards.warnings(session, adapter, work.splits.train))
     if config.probe_first and work.probed is not None and config.method != "head":
         start_from_probe(adapter, heads(session.model)[0], work.probed)
         work.started_from_probe = True
@@ -287,7 +293,7 @@ def _choose_places(work: Work) -> None:
 
 def _batch(session: Session, examples: Sequence[Any]) -> dict[str, torch.Tensor]:
     """A batch where the model is."""
-    return {k: v.to(session.model.device) for k, v in session.collate(examples).items()}
+    return on(session.collate(examples), next(session.model.parameters()).device)
 
 
 @torch.no_grad()

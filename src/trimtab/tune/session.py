@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,16 +16,15 @@ from trimtab.core import registry
 from trimtab.core.errors import InputError
 from trimtab.core.training import penalty
 from trimtab.data import Splits, load
-from trimtab.evaluate.predict import logits, precision
+from trimtab.evaluate.predict import outputs, precision
 from trimtab.kernels import attention
 from trimtab.quant import quantise
-from trimtab.tasks import TextClassification, lookup
-from trimtab.tasks.text_classification import Encoded
+from trimtab.tasks import Task
+from trimtab.tasks.task import Encoded, Outputs
 from trimtab.tune import demands, hardware, positions, replicas
 from trimtab.tune.config import Config
 from trimtab.tune.phases import QUIET, Phases
 
-EVAL_BATCH = 64
 _NEAR = 0.05  # of the logits: what bf16 may do to them
 _LONG = 0.05  # share of truncated texts from which a warning is due
 
@@ -38,9 +36,9 @@ class Session:
     """
 
     config: Config
-    task: TextClassification
+    task: Task
     labels: list[str]
-    tokenizer: Any
+    processor: Any
     model: Any
     fresh: list[str]
     first: str | None = None
@@ -48,32 +46,35 @@ class Session:
     distiller: Any = None
     phases: Phases = QUIET
 
-    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        return self.task.collate(examples, self.tokenizer.pad_token_id)
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return self.task.collate(examples, self.processor)
 
-    def encode(self, rows: Any, *, labelled: bool = True) -> Encoded:
+    def encode(self, rows: Any, *, labelled: bool = True, training: bool = False) -> Encoded:
         assert self.config.max_length is not None
-        return self.task.encode(
-            rows, self.tokenizer, self.labels if labelled else None, self.config.max_length
-        )
+        encode = self.task.encode_for_training if training else self.task.encode
+        labels = self.labels if labelled else None
+        return encode(rows, self.processor, labels, self.config.max_length)
 
-    def logits(self, encoded: Encoded, what: str = "running the model") -> np.ndarray:
+    def outputs(self, encoded: Encoded, what: str = "running the model") -> Outputs:
         """The model's outputs in the data's order, computed as every reported number is; `what` is
         said of it meanwhile."""
-        values = logits(
+        values = outputs(
             self.model,
             encoded.examples,
             self.collate,
-            batch_size=EVAL_BATCH,
+            functools.partial(self.task.ask, processor=self.processor),
+            batch_size=self.task.eval_batch,
             autocast=self.config.autocast,
             follow=functools.partial(self.phases.track, what=what),
         )
         return encoded.restore(values)
 
-    def scores(self, outputs: np.ndarray, rows: Any) -> np.ndarray:
-        """One score per example, in the data's order."""
-        index = {label: i for i, label in enumerate(self.labels)}
-        return self.task.scores(outputs, np.array([index[label] for label in rows["label"]]))
+    def answers(self, outputs: Outputs, rows: Any) -> list[Any]:
+        """One for each row, as the metrics take them."""
+        return self.task.answers(outputs, rows, self.labels, self.processor)
+
+    def references(self, rows: Any) -> list[Any]:
+        return self.task.references(rows, self.labels)
 
 
 def read_data(config: Config) -> Splits:
@@ -84,7 +85,7 @@ def read_data(config: Config) -> Splits:
         return docstrings(config.seed)
     return load(
         config.data,
-        lookup(config.task).columns,
+        config.build_task().columns,
         names=column_names(config),
         seed=config.seed,
         skip_bad_rows=config.skip_bad_rows,
@@ -94,8 +95,13 @@ def read_data(config: Config) -> Splits:
 def digest(rows: Any) -> str:
     """A short name for exactly these rows in this order."""
     columns = [list(rows[name]) for name in sorted(rows.column_names)]
-    content = json.dumps(columns, ensure_ascii=True).encode()
+    content = json.dumps(columns, ensure_ascii=True, default=_named).encode()
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _named(cell: Any) -> str:
+    """Of bytes in a cell, such as a picture's."""
+    return hashlib.sha256(cell).hexdigest() if isinstance(cell, bytes) else repr(cell)
 
 
 def check_digest(config: Config, split: str, rows: Any) -> None:
@@ -110,7 +116,7 @@ def check_digest(config: Config, split: str, rows: Any) -> None:
 
 def column_names(config: Config) -> dict[str, str]:
     chosen = {"text": config.text_column, "label": config.label_column}
-    return {name: column for name, column in chosen.items() if column is not None}
+    return {**config.columns, **{name: one for name, one in chosen.items() if one is not None}}
 
 
 def open_session(config: Config, labels: Sequence[str]) -> Session:
@@ -123,8 +129,8 @@ def open_session(config: Config, labels: Sequence[str]) -> Session:
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    task = lookup(config.task)
-    tokenizer = task.tokenizer(config.model)
+    task = config.build_task()
+    processor = task.processor(config.model)
     if config.dtype == "auto":
         dtype, took = hardware.choose_dtype(task.width(config.model))
         config.dtype = dtype  # type: ignore[assignment]
@@ -133,7 +139,7 @@ def open_session(config: Config, labels: Sequence[str]) -> Session:
         config.base_dropout = registry.lookup(config.method).base_dropout
     transformers.set_seed(config.seed)
     weights = torch.bfloat16 if config.dtype == "bfloat16" and not config.selects else torch.float32
-    model, fresh = task.model(config.model, labels, tokenizer, weights, config.base_dropout)
+    model, fresh = task.model(config.model, labels, processor, weights, config.base_dropout)
     model.to(hardware.device()).eval()
     if (form := registry.lookup(config.method).base) is not None:
         quantise(model, form)
@@ -141,7 +147,7 @@ def open_session(config: Config, labels: Sequence[str]) -> Session:
     measured = config.attention == "auto" or "attention_ms" in config.measured
     _set_attention(model, config)
     first = loaded if measured else config.attention
-    return Session(config, task, list(labels), tokenizer, model, fresh, first)
+    return Session(config, task, list(labels), processor, model, fresh, first)
 
 
 def _set_attention(model: Any, config: Config) -> None:
@@ -157,16 +163,17 @@ def _set_attention(model: Any, config: Config) -> None:
 def _agreeing(model: Any, names: Sequence[str], batch: Mapping[str, Tensor]) -> list[str]:
     """Those under which the model gives what it gives under the first: some models hand their
     attention what only the function that they were written with heeds."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     found: dict[str, Tensor] = {}
     training = model.training
     for name in names:
         try:
             hardware.take_attention(model, name)
-            found[name] = model.eval()(**inputs).logits.float()
-        except (InputError, ValueError, RuntimeError):
+            found[name] = model.eval()(**batch).logits.float()
+        except (InputError, ValueError, RuntimeError, AttributeError, TypeError):
             continue
     model.train(training)
+    if not found:
+        return [names[0]]
     first = next(iter(found.values()))
     return [name for name, one in found.items() if (one - first).norm() <= _NEAR * first.norm()]
 
@@ -175,6 +182,8 @@ def choose_attention(
     session: Session, batch: Mapping[str, Tensor], step: Callable[[], object]
 ) -> None:
     """Pin the fastest implementation of attention for this model, batch and machine."""
+    if session.first is None:  # a model without a choice of attention
+        return
     if session.config.attention != "auto":
         if session.config.attention != session.first:
             hardware.take_attention(session.model, session.config.attention)
@@ -193,9 +202,9 @@ def loss(session: Session) -> replicas.Loss:
     """The task's loss of a model on a batch with its labels, with what the laws add to it."""
 
     def of(model: nn.Module, batch: replicas.Batch) -> Tensor:
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        with precision(batch["labels"].device, session.config.autocast):
-            return session.task.loss(model(**inputs).logits, batch["labels"]) + penalty(model)
+        device = next(model.parameters()).device
+        with precision(device, session.config.autocast):
+            return session.task.loss(model, batch)[0] + penalty(model)
 
     return of
 
@@ -206,7 +215,12 @@ def choose_replicas(session: Session, batch: Mapping[str, Tensor]) -> None:
     config = session.config
     if config.replicas is not None:
         return
-    alone = config.selects or config.recipe is not None or demands.pruned(config)
+    alone = (
+        config.selects
+        or config.recipe is not None
+        or demands.pruned(config)
+        or session.task.by_token
+    )
     count, took = (1, {}) if alone else replicas.choose(session.model, batch, loss(session))
     config.replicas = count
     config.measured = {**config.measured, "replicas_ms": took}
@@ -218,7 +232,7 @@ def settle_length(session: Session, rows: Any) -> None:
     """
     config = session.config
     taken = demands.positions(config)
-    limit = session.task.limit(session.model, session.tokenizer) - taken
+    limit = session.task.limit(session.model, session.processor) - taken
     if config.max_length is not None and config.max_length > limit:
         left = f", of which {config.method} takes {taken}" if taken else ""
         raise InputError(
@@ -226,14 +240,18 @@ def settle_length(session: Session, rows: Any) -> None:
             f"{config.model!r}{left}"
         )
     if config.max_length is None:
-        lengths = session.task.lengths(rows, session.tokenizer)
-        config.max_length = int(min(limit, -8 * (-max(lengths) // 8)))
+        lengths = session.task.lengths(rows, session.processor)
+        longest = -8 * (-max(lengths) // 8) if lengths else limit
+        config.max_length = int(min(limit, longest))
 
 
 def narrow(session: Session, encoded: Encoded) -> None:
     """Leave out what the head never reads, if no law looks beyond a position, and if that changes
     no output on the shortest, middling and longest examples; what was found is pinned."""
     n = len(encoded.examples)
+    if not session.task.one_vector:
+        session.config.first_position = False
+        return
     picked = [
         encoded.examples[i] for i in sorted({*range(min(4, n)), n // 2, max(0, n - 4), n - 1})
     ]

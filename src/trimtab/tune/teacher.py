@@ -20,12 +20,12 @@ def distiller(session: Session) -> Distiller | None:
     if name is None:
         return None
     with session.phases.doing(f"opening the teacher {name}"):
-        made, labels, tokenizer = _open(session, name)
+        made, labels, processor = _open(session, name)
     if sorted(labels) != sorted(session.labels):
         raise InputError(
             f"--teacher {name} knows the labels {labels}, and the data has {session.labels}"
         )
-    if tokenizer.get_vocab() != session.tokenizer.get_vocab():
+    if not _read_alike(processor, session.processor):
         raise InputError(
             f"--teacher {name} reads other tokens than {session.config.model!r}: a teacher needs "
             "the student's tokenizer"
@@ -42,23 +42,30 @@ def _open(session: Session, name: str) -> tuple[nn.Module, list[str], Any]:
 
     if Run(Path(name)).config_file.exists():
         found = open_run(name)
-        return found.model, found.labels, found.tokenizer
+        return found.model, found.labels, found.processor
     task = session.task
     try:
         labels = task.order(name, session.labels)
-        tokenizer = task.tokenizer(name)
+        processor = task.processor(name)
     except InputError as error:
         raise InputError(
             f"--teacher {name} is no run (no config.yaml lies in it){_near(Path(name))}; nor can "
             f"it be opened as a model: {error}"
         ) from None
-    made, fresh = task.model(name, labels, tokenizer, torch.float32, dropout=False)
+    made, fresh = task.model(name, labels, processor, torch.float32, dropout=False)
     if fresh:
         raise InputError(
             f"--teacher {name} is not trained for the labels {session.labels}: {fresh[0]} would be "
             "random. A teacher is a finished run, or a model with a head for just these labels"
         )
-    return made.to(session.model.device), labels, tokenizer
+    return made.to(session.model.device), labels, processor
+
+
+def _read_alike(one: Any, other: Any) -> bool:
+    """Whether both make the same numbers of the same data."""
+    if hasattr(one, "get_vocab") and hasattr(other, "get_vocab"):
+        return bool(one.get_vocab() == other.get_vocab())
+    return type(one) is type(other) and getattr(one, "to_dict", dict)() == other.to_dict()
 
 
 def _near(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ _DIVERGED = 1e4  # no cross entropy that still learns is so large
 class Memory:
     """What a run knows beyond the Trainer's state; kept in every checkpoint.
 
-    `seconds` of training over all the pieces of an interrupted run; the best validation metric, its
-    step, and how many evaluations have passed since without a better one.
+    `seconds` of training over all the pieces of an interrupted run; the best validation metric
+    (with its sign turned where less is better), its step, and how many evaluations have passed
+    since without a better one.
     """
 
     seconds: float = 0.0
@@ -52,10 +53,17 @@ class Best(TrainerCallback):
     """
 
     def __init__(
-        self, memory: Memory, adapter: Adapter, metric: str, patience: int | None, last: bool
+        self,
+        memory: Memory,
+        adapter: Adapter,
+        metric: str,
+        patience: int | None,
+        *,
+        higher: bool = True,
+        last: bool = False,
     ) -> None:
         self.memory, self.adapter, self.metric, self.patience = memory, adapter, metric, patience
-        self.last = last
+        self.sign, self.last = 1 if higher else -1, last
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.before, self.started = self.memory.seconds, time.perf_counter()
@@ -68,7 +76,7 @@ class Best(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
     ) -> None:
-        value = metrics[f"eval_{self.metric}"]
+        value = self.sign * metrics[f"eval_{self.metric}"]
         if self.last or value > self.memory.best:
             self.memory.best, self.memory.best_step = value, state.global_step
             self.memory.waited = 0
@@ -125,12 +133,13 @@ class AdapterTrainer(Trainer):
         adapter: Adapter,
         task: Any,
         memory: Memory,
+        judge: Callable[[nn.Module], dict[str, float]] | None = None,
         distiller: Any = None,
         replicas: Replicas | None = None,
         **kwargs: Any,
     ) -> None:
         self.adapter, self.task, self.memory = adapter, task, memory
-        self.distiller, self.replicas = distiller, replicas
+        self.judge, self.distiller, self.replicas = judge, distiller, replicas
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss below is a mean over the micro-batch
 
@@ -147,14 +156,21 @@ class AdapterTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any
     ) -> Any:
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        loss = self.task.loss(outputs.logits, labels)
+        loss, outputs = self.task.loss(model, inputs)
         if model.training and self.distiller is not None:
-            loss = self.distiller.join(loss, outputs, inputs)
+            given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+            loss = self.distiller.join(loss, outputs, given)
         if model.training and carries(model):
             loss = loss + penalty(model)
-        return (loss, {"logits": outputs.logits}) if return_outputs else loss
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """In the way in which every reported number is computed."""
+        assert self.judge is not None
+        found = self.judge(self.model)
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         loss = self.backward(model, inputs, *args, **kwargs)

@@ -7,17 +7,17 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from trimtab.core.adapter import Adapter
 from trimtab.core.errors import InputError
-from trimtab.tasks.text_classification import Encoded
+from trimtab.evaluate.judge import judge
+from trimtab.tasks.task import Encoded
 from trimtab.tune import demands, features, hardware
 from trimtab.tune.config import Config
 from trimtab.tune.folder import Run
 from trimtab.tune.replicas import Replicas
-from trimtab.tune.session import EVAL_BATCH, Session, loss
+from trimtab.tune.session import Session, loss
 
 _SAVES = 10  # checkpoints in a run, unless the user says otherwise
 _LOGS = 50
@@ -28,11 +28,13 @@ def train(
     adapter: Adapter,
     run: Run,
     encoded: Mapping[str, Encoded],
+    held_out: Any,
     cached: Mapping[str, features.Features] | None,
     quiet: bool,
 ) -> tuple[Any, int]:
     """Train to the end, from the last checkpoint if there is one; the adapter is then that of the
-    best validation metric. Returns the run's memory and the number of tokens trained on.
+    best validation metric, on the rows `held_out`. Returns the run's memory and the number of
+    tokens trained on.
     """
     from transformers import PrinterCallback
 
@@ -48,17 +50,18 @@ def train(
     if checkpoint is not None:
         session.phases.say(f"going on from step {checkpoint.name.rpartition('-')[2]}")
     model, data, collate = _material(session, encoded, cached)
-    bar = progress.Bar(session.task.metric, quiet)
+    watched = session.task.watched
+    bar = progress.Bar(watched, quiet)
     best = trainer.Best(
         memory,
         adapter,
-        session.task.metric,
+        watched,
         session.config.patience,
+        higher=session.task.more_is_better,
         last=demands.pruned(session.config),
     )
-    arguments = _arguments(
-        session.config, run, len(data["train"]), tokens=through_model(session, cached)
-    )
+    tokens_count = session.task.counts_tokens and through_model(session, cached)
+    arguments = _arguments(session.config, run, len(data["train"]), tokens=tokens_count)
     schedules = [Schedule()] if through_model(session, cached) else []
     replicas = _replicas(session, model, cached)
     loop = trainer.AdapterTrainer(
@@ -72,7 +75,7 @@ def train(
         data_collator=collate,
         train_dataset=data["train"],
         eval_dataset=data["validation"],
-        compute_metrics=_metrics(session),
+        judge=_judge(session, encoded["validation"], data["validation"], held_out, collate),
         callbacks=[best, *schedules, progress.Log(run.log), bar],
     )
     loop.remove_callback(PrinterCallback)
@@ -115,12 +118,12 @@ def _material(
     return features.FeatureHead(head), data, features.collate
 
 
-def _metrics(session: Session) -> Callable[[Any], dict[str, float]]:
-    def metrics(given: Any) -> dict[str, float]:
-        outputs = np.asarray(given.predictions, dtype=np.float32)
-        return {session.task.metric: float(session.task.scores(outputs, given.label_ids).mean())}
-
-    return metrics
+def _judge(
+    session: Session, encoded: Encoded, examples: Any, rows: Any, collate: Callable[..., Any]
+) -> Callable[[nn.Module], dict[str, float]]:
+    """What the Trainer calls evaluation: the loss, and the metric unless answers are dear."""
+    found = Encoded(examples, encoded.order)
+    return lambda model: judge(session, model, found, rows, collate)
 
 
 def steps(config: Config, examples: int) -> tuple[int, int]:
@@ -136,7 +139,6 @@ def _arguments(config: Config, run: Run, examples: int, tokens: bool) -> Any:
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints),
         per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=EVAL_BATCH,
         gradient_accumulation_steps=config.gradient_accumulation,
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
