@@ -10,7 +10,16 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "tasks"
 PAGE = ROOT / "docs" / "tasks.md"
-HEAD = ("work", "metric", "method", "trained", "base or head only", "adapted, 95 %", "seconds", "peak")
+HEAD = (
+    "work",
+    "metric",
+    "method",
+    "trained",
+    "base or head only",
+    "adapted, 95 %",
+    "seconds",
+    "peak",
+)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from trimtab.tune.config import Config
 from trimtab.tune.run import tune
 
 PHONES = {"AH": "ʌ", "AA": "ɑ", "IY": "i", "EH": "ɛ", "IH": "ɪ", "UW": "u", "ER": "ɜɹ", "AE": "æ"}
-PLAIN = dict(zip("B D F K L M N P S T V W Z".split(), "bdfklmnpstvwz", strict=True))
+PLAIN = {letter.upper(): letter for letter in "bdfklmnpstvwz"}
 
 
 def spelled(split: str, count: int) -> list[dict[str, str]]:

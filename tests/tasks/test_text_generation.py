@@ -49,7 +49,7 @@ def test_blocks_are_the_texts_end_to_end() -> None:
     blocks = task.encode_for_training(rows, processor, [], 16)
     assert max(block["length"] for block in blocks.examples) == 16
     whole = [ids for text in texts for ids in [*processor(text)["input_ids"], 2]]
-    assert sorted(sum((b["input_ids"] for b in blocks.examples), [])) == sorted(whole)
+    assert sorted(i for block in blocks.examples for i in block["input_ids"]) == sorted(whole)
     assert all(block["labels"] == block["input_ids"] for block in blocks.examples)
 
 

@@ -99,8 +99,9 @@ class Bar(TrainerCallback):
         rate = int(state.num_input_tokens_seen - self.seen_before) / spent
         done = state.global_step - self.from_step
         left = round(spent / done * (state.max_steps - state.global_step))
-        facts = "  ".join(f"{name} {value}" for name, value in self.facts.items())
-        return f"{facts}  {rate:,.0f} tokens/s  {left // 60}:{left % 60:02} left".strip()
+        facts = [f"{name} {value}" for name, value in self.facts.items()]
+        facts += [f"{rate:,.0f} tokens/s"] if rate else []
+        return "  ".join([*facts, f"{left // 60}:{left % 60:02} left"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.close()

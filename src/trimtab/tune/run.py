@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Mapping, Sequence
@@ -172,10 +173,11 @@ def _baselines(work: Work) -> None:
     session, began = work.session, time.perf_counter()
     wanted = session.config.head_only and session.task.one_vector
     if session.first is not None:  # one that goes on starts where it began, and finds the same
-        hardware.take_attention(session.model, session.first)
+        with contextlib.suppress(ValueError):  # a composite may hold parts that know only one
+            hardware.take_attention(session.model, session.first)
     work.cached = _features(work, SPLITS) if wanted else None
     if work.cached is None:
-        why = "the head takes more than one vector a text"
+        why = "the head takes more than one vector an example"
         why = why if session.config.head_only else "--no-head-only"
         at_random = ": a new head began at random" if session.fresh else ""
         session.notes.append(f"head only was not measured ({why}){at_random}")

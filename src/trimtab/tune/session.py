@@ -160,22 +160,29 @@ def _set_attention(model: Any, config: Config) -> None:
 
 
 @torch.no_grad()
-def _agreeing(model: Any, names: Sequence[str], batch: Mapping[str, Tensor]) -> list[str]:
+def _agreeing(session: Session, names: Sequence[str], batch: Mapping[str, Any]) -> list[str]:
     """Those under which the model gives what it gives under the first: some models hand their
     attention what only the function that they were written with heeds."""
+    model = session.model
     found: dict[str, Tensor] = {}
     training = model.training
     for name in names:
         try:
             hardware.take_attention(model, name)
-            found[name] = model.eval()(**batch).logits.float()
-        except (InputError, ValueError, RuntimeError, AttributeError, TypeError):
+            found[name] = _given(session.task.loss(model.eval(), batch)[1]).float()
+        except (InputError, ValueError, RuntimeError, AttributeError, TypeError, StopIteration):
             continue
     model.train(training)
     if not found:
-        return [names[0]]
+        return [*names[:1]]
     first = next(iter(found.values()))
     return [name for name, one in found.items() if (one - first).norm() <= _NEAR * first.norm()]
+
+
+def _given(outputs: Any) -> Tensor:
+    """The tensor that says most of what a model gave."""
+    named = (getattr(outputs, name, None) for name in ("logits", "last_hidden_state"))
+    return next(one for one in (*named, outputs) if isinstance(one, Tensor))
 
 
 def choose_attention(
@@ -191,7 +198,7 @@ def choose_attention(
     names = ["eager"]
     if getattr(session.model, "_supports_sdpa", False):
         names += ["sdpa", *([attention.offer()] if hardware.device().type == "cpu" else [])]
-    names = _agreeing(session.model, names, batch)
+    names = _agreeing(session, names, batch)
     chosen, took = hardware.choose_attention(session.model, names, step)
     hardware.take_attention(session.model, chosen)
     session.config.attention = chosen
