@@ -19,7 +19,14 @@ from torch.nn import functional as F
 
 from trimtab.core.errors import InputError
 from trimtab.evaluate.run import evaluate, predict
-from trimtab.tasks.question_answering import QuestionAnswering, best_span, place, target, windows
+from trimtab.tasks.question_answering import (
+    QuestionAnswering,
+    best_span,
+    covered,
+    place,
+    target,
+    windows,
+)
 from trimtab.tune.config import parse
 from trimtab.tune.folder import Run
 from trimtab.tune.progress import read_log
@@ -88,17 +95,28 @@ def test_a_target_gives_its_answer_back(tokenizer: Any, context: str, data: Any)
     last = data.draw(st.integers(first, len(words) - 1))
     answer = " ".join(words[first : last + 1])
     start = len(" ".join([*words[:first], ""]))
-    whole = windows(tokenizer, ["q"], [context], 512, 8)[0][0]["spans"]
-    at = target(whole, start, start + len(answer))
-    expected = [s for s in whole if s[1] > start and 0 <= s[0] < start + len(answer)]
-    assert [s for s in whole[at[0] : at[1] + 1] if at[0]] == expected
-    for window in windows(tokenizer, ["q"], [context], 32, 8)[0]:
-        spans = window["spans"]
-        begin, end = target(spans, start, start + len(answer))
-        if begin:
-            assert spans[begin : end + 1] == expected
-        else:
-            assert not set(expected) <= set(spans) or not expected
+    whole = windows(tokenizer, ["q"], [context], 512, 8)[0]
+    expected = [
+        span for span in whole[0]["spans"] if span[1] > start and -1 < span[0] < start + len(answer)
+    ]
+    parts = windows(tokenizer, ["q"], [context], 32, 8)[0]
+    for read in (whole, parts):
+        there = covered(read, start, start + len(answer))
+        assert sorted(there) == sorted(set(expected))
+        for window in read:
+            spans = window["spans"]
+            first, last = target(spans, there)
+            if first:
+                assert spans[first : last + 1] == expected
+            else:
+                assert not expected or not set(expected) <= set(spans)
+
+
+def test_an_answer_may_end_with_what_no_token_stands_for(tokenizer: Any) -> None:
+    data = rows(question=["q"], context=["river \u200b"], answer=["river \u200b"])
+    (example,) = TASK.encode(data, tokenizer, [], 32).examples
+    first, last = example["windows"][0]["labels"]
+    assert example["windows"][0]["spans"][first : last + 1] == [(0, 5)]
 
 
 def test_the_best_span_is_that_of_all_pairs() -> None:

@@ -170,3 +170,26 @@ def test_solubility_of_molecules(given: Callable[..., Path], quick: Callable[...
     metrics = tune(config, quiet=True)
     assert metrics["test"]["value"] > metrics["baselines"]["base"]["value"]
     assert set(metrics["metrics"]) == {"spearman", "rmse"}
+
+
+def test_a_metric_that_is_not_defined_ends_no_run(
+    given: Callable[..., Path], quick: Callable[..., Config]
+) -> None:
+    """Pearson's of labels that are all the same is none: the run ends with its first adapter, and
+    says null."""
+    every = [{"text": f"text {i}", "score": 1.0 if i >= 20 else i / 2} for i in range(40)]
+    data = given(train=every[:24], validation=every[24:32], test=every[32:])
+    config = quick(model="minilm", data=data, task_arg={"kind": "number"})
+    metrics = tune(config, quiet=True)
+    assert metrics["best_step"] == 3
+    assert metrics["test"]["value"] is None
+    assert evaluate(config.out, None, "test")["value"] == metrics["test"]
+
+
+def test_distillation_of_other_tasks_is_refused(
+    given: Callable[..., Path], quick: Callable[..., Config]
+) -> None:
+    data = given(train=[{"tokens": ["a", "b"], "tags": ["O", "B-x"]}] * 12)
+    told = {"task": "token-classification", "recipe": "distill", "teacher": "minilm"}
+    with pytest.raises(InputError, match="one row of logits an example"):
+        tune(quick(model="minilm", data=data, **told), quiet=True)

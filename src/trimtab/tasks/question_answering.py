@@ -120,8 +120,9 @@ class QuestionAnswering(Task):
         found = windows(processor, questions, contexts, max_length, self.stride)
         if labelled:
             for of_row, (start, end) in zip(found, places(rows), strict=True):
+                answer = covered(of_row, start, end)
                 for window in of_row:
-                    window["labels"] = target(window["spans"], start, end)
+                    window["labels"] = target(window["spans"], answer)
         return found, cut
 
     def collate(self, examples: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
@@ -230,17 +231,20 @@ def _fitting(tokenizer: Any, questions: list[str], max_length: int) -> tuple[lis
     return questions, cut
 
 
-def target(spans: Sequence[tuple[int, int]], start: int, end: int) -> list[int]:
-    """The first and last token of characters `start` to `end` of the context; position 0 twice
-    where these tokens do not hold them whole."""
-    inside = [i for i, span in enumerate(spans) if span != _NOWHERE]
-    touched = [i for i in inside if spans[i][1] > start and spans[i][0] < end]
-    if not touched:
+def covered(found: Sequence[Example], start: int, end: int) -> set[tuple[int, int]]:
+    """Of a row's windows, the spans of all tokens that stand for its characters `start` to `end`.
+    Some characters, as invisible ones, no token stands for."""
+    spans = {span for window in found for span in window["spans"] if span != _NOWHERE}
+    return {span for span in spans if span[1] > start and span[0] < end}
+
+
+def target(spans: Sequence[tuple[int, int]], answer: set[tuple[int, int]]) -> list[int]:
+    """The first and last token of an answer's spans; position 0 twice where they are not all
+    here."""
+    if not answer or not answer <= set(spans):
         return [0, 0]
-    first, last = touched[0], touched[-1]
-    begun = first == inside[0] and spans[first][0] > start  # in the window before
-    goes_on = last == inside[-1] and spans[last][1] < end
-    return [0, 0] if begun or goes_on else [first, last]
+    at = [i for i, span in enumerate(spans) if span in answer]
+    return [at[0], at[-1]]
 
 
 def places(rows: Dataset) -> list[tuple[int, int]]:

@@ -58,6 +58,11 @@ def _refuse_recipe(config: Config) -> None:
             f"--recipe {recipe.name}: tune trains classifiers on labels, and {recipe.name} is "
             f"{recipe.about}. It is used in Python: {recipe.use}; see docs/recipes.md"
         )
+    if not config.build_task().one_vector:
+        raise InputError(
+            f"--recipe distill compares one row of logits an example, which --task {config.task} "
+            "does not have: distil in a loop of your own, docs/recipes.md"
+        )
     if config.teacher is None:
         raise InputError("--recipe distill needs --teacher: a finished run, or a model")
     if config.method == "head":

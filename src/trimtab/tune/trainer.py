@@ -25,6 +25,7 @@ from trimtab.tune.replicas import Replicas
 TENSORS = "adapter.safetensors"
 MEMORY = "memory.json"
 COMPLETE = "complete"
+_WORST = -1e300  # JSON has no infinity
 _DIVERGED = 1e4  # no cross entropy that still learns is so large
 
 
@@ -38,7 +39,7 @@ class Memory:
     """
 
     seconds: float = 0.0
-    best: float = -1e300
+    best: float = _WORST
     best_step: int = 0
     waited: int = 0
 
@@ -77,7 +78,8 @@ class Best(TrainerCallback):
         self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
     ) -> None:
         value = self.sign * metrics[f"eval_{self.metric}"]
-        if self.last or value > self.memory.best:
+        value = _WORST if math.isnan(value) else value  # what is not defined is worse than any
+        if self.last or value > self.memory.best or not self.memory.best_step:
             self.memory.best, self.memory.best_step = value, state.global_step
             self.memory.waited = 0
             write_tensors(best_folder(args.output_dir) / TENSORS, self.adapter.tensors())
