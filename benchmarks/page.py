@@ -267,8 +267,8 @@ Where a target is not met: of MiniLM's epoch the products of codes take 37 % of 
 the rest of the compiled kernels 24, Python 12, torch's GELU and norms 9, threads that wait 4
 (perf, before GELU and norms had kernels); to be twelve times as fast, nearly all but the products
 would have to go. Of the Llama step 61 % are products of codes with LoRA's, 21 % the head with its
-loss, 9 % attention; norms, gates and all the rest 9. Registering an adapter of 84 sites takes 20 ms:
-half Python's modules, the rest random numbers, memory that is touched for the first time (5 GB of
+loss, 9 % attention; norms, gates and all the rest 9. Registering an adapter of 84 sites takes
+20 ms: half Python's modules, the rest random numbers, memory that is touched for the first time (5 GB of
 factors in fp32 for 1,000) and the collector. What was tried is in [the log](LOG.md).
 
 ## How cost grows
