@@ -268,8 +268,8 @@ the rest of the compiled kernels 24, Python 12, torch's GELU and norms 9, thread
 (perf, before GELU and norms had kernels); to be twelve times as fast, nearly all but the products
 would have to go. Of the Llama step 61 % are products of codes with LoRA's, 21 % the head with its
 loss, 9 % attention; norms, gates and all the rest 9. Registering an adapter of 84 sites takes
-20 ms: half Python's modules, the rest random numbers, memory that is touched for the first time (5 GB of
-factors in fp32 for 1,000) and the collector. What was tried is in [the log](LOG.md).
+20 ms: half Python's modules, the rest random numbers, memory that is touched for the first time
+(5 GB of factors in fp32 for 1,000) and the collector. What was tried is in [the log](LOG.md).
 
 ## How cost grows
 

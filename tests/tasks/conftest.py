@@ -11,16 +11,7 @@ import pytest
 
 from trimtab.tune.config import Config, parse
 
-SHARED = Path(__file__).parents[3] / "shared"
 Rows = Sequence[Mapping[str, Any]]
-
-
-def shared(*parts: str) -> Path:
-    """A path in the shared folder; the test is skipped where it is not."""
-    path = SHARED.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"{'/'.join(parts)} of the shared folder is not here")
-    return path
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import shared
 from PIL import Image
+from places import shared
 from tiny_vision import written
 from torch import nn
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import shared
 from datasets import Dataset
 from PIL import Image
+from places import shared
 from tiny_vision import written
 from torch.nn import functional as F
 

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import torch
 import transformers as hf
-from conftest import shared
+from places import shared
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F

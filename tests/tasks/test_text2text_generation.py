@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import shared
 from datasets import Dataset
+from places import shared
 
 from trimtab.core.errors import InputError
 from trimtab.evaluate.run import evaluate, predict

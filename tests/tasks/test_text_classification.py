@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import shared
 from datasets import Dataset
+from places import shared
 
 from trimtab.core.errors import InputError
 from trimtab.evaluate.run import evaluate, predict

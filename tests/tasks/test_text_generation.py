@@ -12,7 +12,7 @@ import datasets
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import shared
+from places import shared
 
 from trimtab.core.errors import InputError
 from trimtab.evaluate.run import evaluate, predict
