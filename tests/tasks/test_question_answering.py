@@ -18,6 +18,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from trimtab.core.errors import InputError
+from trimtab.data import load
+from trimtab.data.kinds import read_cell
+from trimtab.evaluate.metrics import METRICS
 from trimtab.evaluate.run import evaluate, predict
 from trimtab.tasks.question_answering import (
     QuestionAnswering,
@@ -45,6 +48,8 @@ def tokenizer() -> Any:
 
 
 def rows(**columns: list[Any]) -> Dataset:
+    if "answer" in columns:
+        columns["answer"] = [read_cell(TASK.columns[2], one) for one in columns["answer"]]
     return Dataset.from_dict(columns)
 
 
@@ -139,6 +144,43 @@ def test_the_best_span_is_that_of_all_pairs() -> None:
     )  # fmt: skip
 
 
+def test_no_answer_is_one_where_it_may_be() -> None:
+    starts, ends = torch.zeros(2, 4), torch.zeros(2, 4)
+    spans = torch.tensor([[[-1, -1], [0, 1], [1, 2], [2, 3]]] * 2)
+    starts[:, 0] = ends[:, 0] = torch.tensor([3.0, 0.5])
+    starts[1, 2] = 2.0
+    assert best_span(starts, ends, spans, 3)[:2] == best_span(starts, ends, spans, 3, True)[:2]
+    starts[1, 0] = 4.0  # now every window says that there is none
+    assert best_span(starts, ends, spans, 3)[:2] == (1, 2)
+    assert best_span(starts, ends, spans, 3, True)[:2] == (0, 0)
+
+
+SQUAD = {"question": "Who?", "context": "Ada met Ada.", "answers": {}}
+
+
+def test_squads_own_form(tmp_path: Path, tokenizer: Any) -> None:
+    """Several right answers, the first of which is trained on where it is said to stand; none."""
+    said = {"text": ["Ada", "met Ada"], "answer_start": [8, 4]}
+    none = {**SQUAD, "answers": {"text": [], "answer_start": []}}
+    file = tmp_path / "squad.jsonl"
+    lines = [json.dumps(row) + "\n" for row in [{**SQUAD, "answers": said}] * 30 + [none]]
+    file.write_text("".join(lines), "utf8")
+    with pytest.raises(InputError, match=r"line 31: there is no answer; .*unanswerable=true"):
+        load(str(file), TASK.columns, fault=TASK.fault)
+    task = QuestionAnswering(unanswerable=True)
+    splits = load(str(file), task.columns, fault=task.fault)
+    found = [one for part in ("train", "validation", "test") for one in getattr(splits, part)]
+    every = Dataset.from_list(sorted(found, key=lambda row: not row["answer"]))
+    references = task.references(every, [])
+    assert references[0] == ["Ada", "met Ada"]
+    assert references[-1] == [""]
+    first, last = (task.encode(every.select([i]), tokenizer, [], 32).examples[0] for i in (0, 30))
+    start, end = first["windows"][0]["labels"]
+    assert first["windows"][0]["spans"][start : end + 1] == [(8, 11)]
+    assert last["windows"][0]["labels"] == [0, 0]
+    assert METRICS["squad_f1"].value(["met Ada", ""], [references[0], references[-1]]) == 1.0
+
+
 def test_a_context_without_a_token_has_no_answer(tokenizer: Any) -> None:
     data = rows(question=["who?"], context=["\u200b"])
     found = asked(TASK, tokenizer, data, 32)
@@ -192,10 +234,14 @@ def test_where_an_answer_stands(start: Any, expected: int) -> None:
     assert place("to Ada and Ada", "Ada", start) == expected
 
 
-def test_an_answer_that_is_not_there(tokenizer: Any) -> None:
-    data = rows(question=["q"] * 2, context=["Ada wrote"] * 2, answer=["Ada", "Babbage"])
-    with pytest.raises(InputError, match=r"1 of 2 answers are not in their context.*row 2: 'Bab"):
-        TASK.encode(data, tokenizer, [], 32)
+def test_an_answer_that_is_not_there_is_a_broken_row(tmp_path: Path) -> None:
+    wrong = {"question": "q", "context": "Ada wrote", "answer": "Babbage"}
+    lines = [json.dumps(row) + "\n" for row in [{**wrong, "answer": "Ada"}] * 30 + [wrong]]
+    (file := tmp_path / "asked.jsonl").write_text("".join(lines), "utf8")
+    options: dict[str, Any] = {"columns": TASK.columns, "fault": TASK.fault}
+    with pytest.raises(InputError, match=r"asked.jsonl, line 31: the answer 'Babbage' is not in"):
+        load(str(file), **options)
+    assert "1 of 31 rows" in load(str(file), **options, skip_bad_rows=True).notes[0]
 
 
 @pytest.mark.parametrize("options", [{"stride": -1}, {"longest": 0}, {"stride": "many"}])

@@ -67,9 +67,17 @@ def check(
     names = {key: str(value) for key, value in (assignment(c, "column") for c in columns or ())}
     for key, name in (("text", text_column), ("label", label_column)):
         names |= {} if name is None else {key: name}
-    asked = lookup(task, options).columns
+    asked = lookup(task, options)
     count, limit = _measure(model) if model else (None, None)
-    found = call(source, asked, names=names, seed=seed, count=count, limit=limit)
+    found = call(
+        source,
+        asked.columns,
+        names=names,
+        seed=seed,
+        count=count,
+        limit=limit,
+        fault=asked.fault,
+    )
     if out is not None:
         from trimtab.data.page import write
 

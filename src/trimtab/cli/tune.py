@@ -102,6 +102,10 @@ def tune(
         int | None,
         Option(help="Parts of a batch side by side, a core each; by measurement if left out."),
     ] = None,
+    workers: Annotated[
+        int | None,
+        Option(help="Processes that make batches beside training; by measurement if left out."),
+    ] = None,
     base_dropout: Annotated[
         bool | None, Option("--base-dropout/--no-base-dropout", help="Dropout within the base.")
     ] = None,
@@ -128,6 +132,12 @@ def tune(
     label_column: Annotated[str | None, Option(help="The column with the label.")] = None,
     skip_bad_rows: Annotated[
         bool | None, Option("--skip-bad-rows", help="Go on without broken rows.")
+    ] = None,
+    clean: Annotated[
+        str | None, Option(help="What to mend: encoding,empty,duplicates,overlap, or some of them.")
+    ] = None,
+    stream: Annotated[
+        bool | None, Option("--stream", help="Read train in pieces, as it is trained on.")
     ] = None,
     resume: Annotated[bool, Option("--resume", help="Go on with the run in --out.")] = False,
     json_: Annotated[

@@ -156,6 +156,29 @@ def _message(name: str, place: int, given: Any) -> dict[str, str]:
     return {"role": role, "content": text(name, content)}
 
 
+# Answers
+
+_NOWHERE = -1  # it is not said where an answer stands
+
+
+def answers(name: str, value: Any, places: Places = ()) -> list[dict[str, Any]]:
+    """Several answers that are right, each {"text", "start"}: a text, a list of texts, or SQuAD's
+    {"text": […], "answer_start": […]}, of which both are empty where there is no answer."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        value = written(name, value)
+    if not isinstance(value, dict):
+        given = listed(name, value, lambda one: [one]) if isinstance(value, str | list) else [value]
+        return [{"text": text(name, one), "start": _NOWHERE} for one in given if one != ""]
+    texts = listed(name, value.get("text", []), lambda one: [one])
+    starts = value.get("answer_start", [_NOWHERE] * len(texts))
+    if not isinstance(starts, list) or len(starts) != len(texts):
+        raise ValueError(f"the {name} have {len(texts)} texts, and another number of answer_start")
+    return [
+        {"text": text(name, one), "start": int(number(f"answer_start of the {name}", at))}
+        for one, at in zip(texts, starts, strict=True)
+    ]
+
+
 def short(value: Any) -> str:
     """A value fit for a message."""
     shown = repr(value).encode(errors="backslashreplace").decode()
@@ -189,6 +212,12 @@ def chats(cells: Sequence[Any]) -> Any:
     return datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
 
 
+def starting(cells: Sequence[Any]) -> Any:
+    import datasets
+
+    return datasets.List({"text": datasets.Value("string"), "start": datasets.Value("int64")})
+
+
 KINDS = {
     "text": Kind(text, of("string"), key=str),
     "label": Kind(label, of("string"), labels=lambda cell: (cell,)),
@@ -205,4 +234,5 @@ KINDS = {
     "number": Kind(number, of("float64"), empty=None),
     "numbers": Kind(numbers, lists("float64"), empty=[], key=tuple),
     "messages": Kind(messages, chats, empty=[], key=json.dumps),
+    "answers": Kind(answers, starting, empty=[], may_be_empty=True),
 }

@@ -7,18 +7,19 @@ label that cannot be learnt, or a column that is missing is one more finding.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from trimtab.core.errors import InputError
 from trimtab.data import media
+from trimtab.data.cleaning import AS_TEXT, nearly_empty
 from trimtab.data.columns import Column
 from trimtab.data.kinds import KINDS
 from trimtab.data.loading import divide, label_of, read_parts
-from trimtab.data.rows import Rows
+from trimtab.data.rows import Ask, Rows
 from trimtab.data.sources import SPLITS
 from trimtab.data.splits import ENOUGH, keys, telling, without_unseen
 from trimtab.data.table import Fault
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 LEAST_SHARE = 0.01  # of the rows; a label below it is rare
-NEARLY_EMPTY = 2  # letters or digits, below which a text says nothing
 PERCENTILES = (0, 50, 90, 95, 99, 100)
 _BINS = 40
 
@@ -107,13 +107,14 @@ def check(
     seed: int = 0,
     count: Count | None = None,
     limit: int | None = None,
+    fault: Ask | None = None,
 ) -> Findings:
     """The findings on a file, folder or hub name. With `count`, texts are measured in tokens, of
     which the model takes `limit`.
 
     Raises `InputError` where there is nothing to look at: no such source, or no such column.
     """
-    given, notes = read_parts(source, columns, names)
+    given, notes = read_parts(source, columns, names, fault)
     given = _with_unseen(given, columns)
     problems = []
     parts = {split: part.keep([True] * len(part)) for split, part in given.items()}
@@ -175,24 +176,9 @@ def _split(
         given[name].faults if name in given else (),
         dict(Counter(one for names in labels for one in names).most_common()),
         sum(n - 1 for n in own.values()),
-        _nearly_empty(part, columns),
+        tuple(compress(part.lines, nearly_empty(part, columns))),
         sum(n for key, n in own.items() if key in learned),
     )
-
-
-def _nearly_empty(part: Rows, columns: Sequence[Column]) -> tuple[int, ...]:
-    names = [
-        c.name for c in columns if c.required and c.kind in _AS_TEXT and c.name in part.columns
-    ]
-    return tuple(
-        line
-        for i, line in enumerate(part.lines)
-        if any(_says_nothing(_AS_TEXT[part.kind(n)](part.columns[n][i])) for n in names)
-    )
-
-
-def _says_nothing(text: str) -> bool:
-    return len(re.findall(r"\w", text)) < NEARLY_EMPTY
 
 
 def _rare(train: Rows, label: str | None) -> dict[str, int]:
@@ -225,11 +211,6 @@ def _rates(parts: Mapping[str, Rows], columns: Sequence[Column]) -> Iterator[str
 
 # Lengths
 
-_AS_TEXT: dict[str, Callable[[Any], str]] = {
-    "text": str,
-    "words": " ".join,
-    "messages": lambda cell: "\n".join(one["content"] for one in cell),
-}
 _MEASURES: dict[str, tuple[str, Callable[[Any], float]]] = {
     "text": ("characters", len),
     "words": ("words", len),
@@ -255,8 +236,8 @@ def _lengths(
         ]
         if not cells or column.kind not in _MEASURES:
             continue
-        if count is not None and column.kind in _AS_TEXT:
-            values = list(count([_AS_TEXT[column.kind](cell) for cell in cells]))
+        if count is not None and column.kind in AS_TEXT:
+            values = list(count([AS_TEXT[column.kind](cell) for cell in cells]))
             found.append(_measured(column.name, "tokens", values, limit))
         else:
             unit, measure = _MEASURES[column.kind]

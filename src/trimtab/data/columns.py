@@ -9,7 +9,7 @@ from typing import Literal
 from trimtab.core.errors import InputError, nearest
 
 KindName = Literal[
-    *("text", "label", "words", "tags", "labels", "number", "numbers", "messages"),
+    *("text", "label", "words", "tags", "labels", "number", "numbers", "messages", "answers"),
     *("image", "audio", "boxes", "mask"),
 ]
 

@@ -24,6 +24,7 @@ from trimtab.data.table import Fault, Reader, Table, decode, is_unicode, of_rows
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow
 
 
 def read_file(path: Path) -> Table:
@@ -213,6 +214,10 @@ def read_parquet(data: bytes, where: str) -> Table:
         table = pyarrow.parquet.ParquetFile(io.BytesIO(data)).read()
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{where} is no readable Parquet file") from error
+    return of_arrow(table, where)
+
+
+def of_arrow(table: pyarrow.Table, where: str) -> Table:
     features = _features(table.schema)
     return Table(
         where,

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from trimtab.core.errors import InputError
 from trimtab.data import folders, media
+from trimtab.data.cleaning import tidy
 from trimtab.data.columns import Column, is_named_in
 from trimtab.data.formats import READERS, read_bytes, read_csv, read_file, read_lines, sniff
 from trimtab.data.kinds import KINDS
-from trimtab.data.rows import Rows, clean, is_withheld, settle
+from trimtab.data.rows import Ask, Rows, clean, is_withheld, settle
 from trimtab.data.sources import SPLITS, missing, read_source
 from trimtab.data.splits import (
     Splits,
@@ -40,29 +41,38 @@ def load(
     names: Mapping[str, str] = {},
     seed: int = 0,
     skip_bad_rows: bool = False,
+    tidied: Sequence[str] = (),
+    fault: Ask | None = None,
 ) -> Splits:
     """A data set for a task: file, folder of splits, or hub name -> train, validation, test.
 
     `columns` is what the task asks for; `names` maps a canonical name to the user's column. A
     split that is absent is held out of train: a tenth of it each, the same for the same `seed`.
+    `tidied` names steps of `trimtab.data.cleaning`; `fault` tells of a whole row why it cannot be
+    used, if it cannot.
 
     Raises `InputError` for a source, column or label that is not there, and for rows that cannot
     be used, unless `skip_bad_rows`, which leaves them out and says so in the notes.
     """
-    parts, told = read_parts(source, columns, names)
+    parts, told = read_parts(source, columns, names, fault)
+    parts, done = tidy(parts, columns, tidied)
     parts, notes = divide(parts, columns, seed, skip_bad_rows)
     ready = {split: as_dataset(parts[split]) for split in SPLITS}
-    return Splits(**ready, origin=source, notes=(*told, *notes))
+    return Splits(**ready, origin=source, notes=(*told, *done, *notes))
 
 
 def read_parts(
-    source: str, columns: Sequence[Column], names: Mapping[str, str] = {}
+    source: str,
+    columns: Sequence[Column],
+    names: Mapping[str, str] = {},
+    fault: Ask | None = None,
 ) -> tuple[dict[str, Rows], tuple[str, ...]]:
     """The splits that the source has, each with the faults of its broken rows, and notes."""
     tables = read_source(source)
-    parts = {"train": clean(tables.pop("train"), columns, names)}
+    parts = {"train": clean(tables.pop("train"), columns, names, fault)}
     withheld = [split for split in tables if is_withheld(tables[split], columns, names)]
-    parts |= {s: clean(table, columns, names) for s, table in tables.items() if s not in withheld}
+    for split in tables.keys() - set(withheld):
+        parts[split] = clean(tables[split], columns, names, fault)
     return parts, tuple(f"{split} has no labels and is left aside." for split in withheld)
 
 
@@ -99,6 +109,7 @@ def read_rows(
     *,
     names: Mapping[str, str] = {},
     skip_bad_rows: bool = False,
+    fault: Ask | None = None,
 ) -> tuple[datasets.Dataset, tuple[str, ...]]:
     """One file of new rows, or standard input for "-", and notes about what was left out. An image
     or a recording is a file of one row, a folder of them one of many.
@@ -110,7 +121,7 @@ def read_rows(
         table = replace(_standard_input(columns, names), places=(Path.cwd(),))
     else:
         table = _file(Path(path).expanduser(), columns)
-    rows = clean(table, columns, names)
+    rows = clean(table, columns, names, fault)
     notes = settle([rows], skip_bad_rows)
     return as_dataset(rows), notes
 

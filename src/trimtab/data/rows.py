@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Any
@@ -13,6 +13,8 @@ from trimtab.data.kinds import KINDS, agree, read
 from trimtab.data.table import Fault, Table
 
 SHOWN = 5  # faults quoted in a message
+
+Ask = Callable[[Mapping[str, Any]], str | None]  # a row -> why it cannot be used, if it cannot
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,11 @@ class Rows:
         return replace(self, columns=columns)
 
 
-def clean(table: Table, columns: Sequence[Column], names: Mapping[str, str]) -> Rows:
-    """The table's rows under the canonical names; a row with a bad cell becomes a fault.
+def clean(
+    table: Table, columns: Sequence[Column], names: Mapping[str, str], fault: Ask | None = None
+) -> Rows:
+    """The table's rows under the canonical names; a row with a bad cell becomes a fault, and so
+    does one whose cells do not go together by the word of `fault`.
 
     Raises `InputError` where a required column is missing (see `columns.resolve`).
     """
@@ -65,7 +70,7 @@ def clean(table: Table, columns: Sequence[Column], names: Mapping[str, str]) -> 
     called = table.names or [""] * len(table.lines)
     for line, name, *row in zip(table.lines, called, *cells, strict=True):
         try:
-            rows.append(_whole(wanted, row))
+            rows.append(_whole(wanted, row, fault))
             lines.append(line)
         except ValueError as error:
             faults.append(Fault(line, f"{name}: {error}" if name else str(error)))
@@ -82,11 +87,15 @@ def clean(table: Table, columns: Sequence[Column], names: Mapping[str, str]) -> 
     )
 
 
-def _whole(columns: Sequence[Column], row: Sequence[Any]) -> list[Any]:
+def _whole(columns: Sequence[Column], row: Sequence[Any], fault: Ask | None) -> list[Any]:
     for cell in row:
         if isinstance(cell, ValueError):
             raise cell
-    return agree(columns, row)
+    cells = agree(columns, row)
+    names = [column.name for column in columns]
+    if fault is not None and (reason := fault(dict(zip(names, cells, strict=True)))):
+        raise ValueError(reason)
+    return cells
 
 
 def is_withheld(table: Table, columns: Sequence[Column], names: Mapping[str, str]) -> bool:

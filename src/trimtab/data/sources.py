@@ -64,7 +64,7 @@ def _read_folder(folder: Path) -> dict[str, Table]:
 
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return _read_by(datasets.load_from_disk, folder)
-    if files := _split_files(folder, _tables_in(folder)):
+    if files := split_files(folder):
         return {split: read_file(files[split]) for split in SPLITS if split in files}
     if detection.is_voc(folder):
         return detection.read_voc(folder)
@@ -75,6 +75,11 @@ def _read_folder(folder: Path) -> dict[str, Table]:
     if any(_is_table(path) for path in folder.rglob("*")):
         return _read_by(datasets.load_dataset, folder)  # it knows more layouts, such as shards
     raise InputError(f"{folder} holds no data that can be read, only {_contents(folder)}")
+
+
+def split_files(folder: Path) -> dict[str, Path]:
+    """Split -> its one file, of a folder that has such."""
+    return _split_files(folder, _tables_in(folder))
 
 
 def _tables_in(folder: Path) -> list[Path]:

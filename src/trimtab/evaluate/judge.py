@@ -23,20 +23,23 @@ def judge(
     encoded: Encoded,
     rows: Any,
     collate: Callable[..., dict[str, Any]],
+    over: Any = None,
 ) -> dict[str, float]:
     """The mean loss of the examples, and the task's metric on their rows, unless the task is
-    watched by its loss."""
-    task, device, training = session.task, next(model.parameters()).device, model.training
+    watched by its loss. `over` has the loss and answers of a model that is not the session's own.
+    """
+    task, over = session.task, over or session.task
+    device, training = next(model.parameters()).device, model.training
     total, given = 0.0, []
     model.eval()
     try:
         for part in batches(encoded.examples, task.eval_batch):
             batch = on(collate(part), device)
             with precision(device, session.config.autocast):
-                loss, outputs = task.loss(model, batch)
+                loss, outputs = over.loss(model, batch)
                 total += float(loss) * len(part)
                 if not task.by_loss:
-                    given.append(task.rows_of(outputs, batch))
+                    given.append(over.rows_of(outputs, batch))
     finally:
         model.train(training)
     found = {"eval_loss": total / len(encoded.examples)}

@@ -90,7 +90,13 @@ def _rows(
         rows = getattr(read_data(session.config), split)
         check_digest(session.config, split, rows)
         return rows
-    rows, notes = read_rows(data, _known(session), names=columns, skip_bad_rows=skip_bad_rows)
+    rows, notes = read_rows(
+        data,
+        _known(session),
+        names=columns,
+        skip_bad_rows=skip_bad_rows,
+        fault=session.task.fault,
+    )
     session.notes.extend(notes)
     session.task.check(rows, session.labels, data)
     return rows

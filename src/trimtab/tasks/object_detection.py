@@ -48,6 +48,8 @@ class ObjectDetection(PictureTask):
     by_token: ClassVar[bool] = True  # the loss is a mean over objects
     counts_tokens: ClassVar[bool] = False
     eval_batch: ClassVar[int] = 8
+    # bf16 tells places to three pixels of a thousand, and cannot compare pairs of boxes
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -76,14 +78,12 @@ class ObjectDetection(PictureTask):
         dtype: torch.dtype,
         dropout: bool,
     ) -> tuple[Any, list[str]]:
-        """In fp32 always: bf16 tells places in a picture to three pixels of a thousand, and pairs
-        of boxes cannot be compared in it."""
         config = models.configuration(name, **models.of_labels(labels))
         model, fresh = models.load_model(
             "AutoModelForObjectDetection",
             name,
             config,
-            torch.float32,
+            dtype,
             dropout=dropout,
             attn_implementation="eager",  # to begin with: the backbones of some know no other
         )

@@ -13,7 +13,10 @@ the best span of all windows counts, which is that of the context read at once w
     trimtab tune --task question-answering --model minilm --data asked.jsonl --out runs/asked
 
 of lines {"question": "Who wrote it?", "context": "… by Ada Lovelace …", "answer": "Ada Lovelace"},
-with "answer_start" where the answer's first place in the context is not the one meant.
+with "answer_start" where the answer's first place in the context is not the one meant; or with
+SQuAD's "answers": {"text": […], "answer_start": […]} (Rajpurkar et al. 2016, arXiv:1606.05250), of
+which the first is trained on and any is right. With `unanswerable`, both may be empty (SQuAD 2,
+arXiv:1806.03822).
 """
 
 from __future__ import annotations
@@ -38,23 +41,25 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _AT_ONCE = 64  # windows: a context may have hundreds
-_SHOWN = 3  # wrong rows, in a message
+_NO_ANSWER = "there is no answer; if some questions have none: --task-arg unanswerable=true"
 _NOWHERE = (-1, -1)  # the span of a token that is not the context's
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionAnswering(Task):
     """`stride`: the tokens that a window shares with the one before, at most a quarter of it;
-    `longest`: of answers, in tokens."""
+    `longest`: of answers, in tokens; `unanswerable`: some questions have no answer in their
+    context, and none is given where the first tokens' scores are above the best span's."""
 
     stride: int = 64
     longest: int = 30
+    unanswerable: bool = False
 
     name: ClassVar[str] = "question-answering"
     columns: ClassVar[tuple[Column, ...]] = (
         Column("question", ("query",)),
         Column("context", ("passage", "paragraph", "document", "text")),
-        Column("answer", ("answers", "answer_text")),
+        Column("answer", ("answers", "answer_text"), kind="answers"),
         Column("answer_start", ("start",), required=False, kind="number"),
     )
     eval_batch: ClassVar[int] = 16  # rows, of some windows each
@@ -67,6 +72,20 @@ class QuestionAnswering(Task):
                     f"question-answering: {option} is a number of tokens, at least {least}, not "
                     f"{value!r}"
                 )
+        if not isinstance(self.unanswerable, bool):
+            raise InputError(
+                f"question-answering: unanswerable is true or false, not {self.unanswerable!r}"
+            )
+
+    def fault(self, row: Mapping[str, Any]) -> str | None:
+        if not row["answer"]:
+            return None if self.unanswerable else _NO_ANSWER
+        for one in row["answer"]:
+            start = _start(one, row.get("answer_start"))
+            if place(row["context"], one["text"], start) < 0:
+                where = "" if start is None else f" at answer_start {start}"
+                return f"the answer {one['text']!r:.60} is not in its context, word for word{where}"
+        return None
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -148,7 +167,11 @@ class QuestionAnswering(Task):
         """For each example (first character, one beyond the last, probability) of its answer."""
         rows = batch["rows"]
         found = [
-            best_span(*(z[rows == row] for z in (*outputs, batch["spans"])), self.longest)
+            best_span(
+                *(z[rows == row] for z in (*outputs, batch["spans"])),
+                self.longest,
+                self.unanswerable,
+            )
             for row in range(int(rows.max()) + 1)
         ]
         return np.array(found)
@@ -165,7 +188,7 @@ class QuestionAnswering(Task):
         ]
 
     def references(self, rows: Dataset, labels: Sequence[str]) -> list[str]:
-        return list(rows["answer"])
+        return [[one["text"] for one in answers] or [""] for answers in rows["answer"]]
 
     def told(self, outputs: Outputs, rows: Dataset, labels: Sequence[str], processor: Any) -> list:
         answers = self.answers(outputs, rows, labels, processor)
@@ -248,18 +271,19 @@ def target(spans: Sequence[tuple[int, int]], answer: set[tuple[int, int]]) -> li
 
 
 def places(rows: Dataset) -> list[tuple[int, int]]:
-    """Where each answer stands in its context, in characters."""
-    answers, contexts = list(rows["answer"]), list(rows["context"])
-    told = rows["answer_start"] if "answer_start" in rows.column_names else [None] * len(answers)
-    found = [place(*row) for row in zip(contexts, answers, told, strict=True)]
-    wrong = [i for i, start in enumerate(found) if start < 0]
-    if wrong:
-        shown = "; ".join(f"row {i + 1}: {answers[i]!r:.60}" for i in wrong[:_SHOWN])
-        raise InputError(
-            f"{len(wrong)} of {len(found)} answers are not in their context, word for word, at "
-            f"answer_start where that is given: {shown}"
-        )
-    return [(start, start + len(one)) for start, one in zip(found, answers, strict=True)]
+    """Where each row's first answer stands in its context, in characters; (0, 0) for none."""
+    told = rows["answer_start"] if "answer_start" in rows.column_names else [None] * len(rows)
+    found = []
+    for context, answers, beside in zip(rows["context"], rows["answer"], told, strict=True):
+        first = answers[0] if answers else {"text": "", "start": 0}
+        start = place(context, first["text"], _start(first, beside)) if answers else 0
+        found.append((start, start + len(first["text"])))
+    return found
+
+
+def _start(answer: Mapping[str, Any], beside: Any) -> Any:
+    """Where an answer is said to stand: by itself, or by a column of its own."""
+    return answer["start"] if answer["start"] >= 0 else beside
 
 
 def place(context: str, answer: str, start: Any) -> int:
@@ -271,11 +295,12 @@ def place(context: str, answer: str, start: Any) -> int:
 
 
 def best_span(
-    starts: Tensor, ends: Tensor, spans: Tensor, longest: int
+    starts: Tensor, ends: Tensor, spans: Tensor, longest: int, may_be_none: bool = False
 ) -> tuple[float, float, float]:
     """Of a row's windows (windows, length), the span with the highest sum of its scores that lies
     in the context and is at most `longest` tokens: its characters, and softmax's probability of its
-    start and end among all tokens of the windows."""
+    start and end among all tokens of the windows. Where there `may_be_none`, and each window's
+    first token has a higher sum than it, no characters."""
     inside = spans[..., 0] >= 0
     if not inside.any():
         return 0.0, 0.0, 0.0
@@ -285,7 +310,11 @@ def best_span(
     allowed = torch.ones(n, n, dtype=torch.bool, device=sums.device).triu().tril(longest - 1)
     sums = sums.masked_fill(~allowed, -torch.inf)
     window, i, j = np.unravel_index(int(sums.argmax()), sums.shape)
-    chance = (sums[window, i, j] - starts.logsumexp((0, 1)) - ends.logsumexp((0, 1))).exp()
+    every = starts.logsumexp((0, 1)) + ends.logsumexp((0, 1))
+    chance = (sums[window, i, j] - every).exp()
+    none = (starts[:, 0] + ends[:, 0]).min()
+    if may_be_none and none > sums[window, i, j]:
+        return 0.0, 0.0, float((none - every).exp())
     return float(spans[window, i, 0]), float(spans[window, j, 1]), float(chance)
 
 

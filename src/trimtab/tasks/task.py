@@ -21,6 +21,8 @@ from trimtab.data import Column
 if TYPE_CHECKING:
     from datasets import Dataset
 
+UNLIMITED = 10**9  # tokens
+
 Example = dict[str, Any]
 Batch = Mapping[str, Any]
 Outputs = Any  # an array with a row for each example, or a list with an array for each
@@ -61,6 +63,7 @@ class Task(ABC):
     encoder whose head reads one vector an example, which can be trained on cached features.
     `by_loss`: while training, checkpoints are compared by the loss, because answers are dear.
     `by_token`: the loss is a mean over tokens, so that a batch cannot be computed in parts.
+    `dtypes` are those that the model's own operations work in.
     """
 
     name: ClassVar[str]
@@ -70,6 +73,7 @@ class Task(ABC):
     by_token: ClassVar[bool] = False
     counts_tokens: ClassVar[bool] = True  # of `input_ids`, for the rate that a run reports
     eval_batch: ClassVar[int] = 64
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16")
 
     @property
     @abstractmethod
@@ -97,6 +101,12 @@ class Task(ABC):
 
         return not self.by_loss and METRICS[self.metric].higher
 
+    # Data
+
+    def fault(self, row: Mapping[str, Any]) -> str | None:
+        """Why this row, all of whose cells are good, cannot be learnt from or compared with."""
+        return None
+
     # Labels
 
     def labels(self, rows: Dataset) -> list[str]:
@@ -119,9 +129,9 @@ class Task(ABC):
     ) -> tuple[Any, list[str]]:
         """The model for these labels, and the names of the parameters that no checkpoint filled."""
 
-    @abstractmethod
     def width(self, name: str) -> int:
-        """The model's hidden width."""
+        """The model's hidden width: of the products that its dtype is chosen by."""
+        return 256
 
     # Examples
 
@@ -131,7 +141,7 @@ class Task(ABC):
 
     def limit(self, model: Any, processor: Any) -> int:
         """The longest example that the model takes, in tokens."""
-        return 10**9
+        return UNLIMITED
 
     @abstractmethod
     def encode(
@@ -163,7 +173,7 @@ class Task(ABC):
     def rows_of(self, outputs: Any, batch: Batch) -> Outputs:
         """What each example is answered by, from what the model gave: an array (n, …), or a list
         of arrays where they differ in size."""
-        return outputs.logits.float().cpu().numpy()
+        return logits_of(outputs).float().cpu().numpy()
 
     def ask(self, model: Any, batch: Batch, processor: Any) -> Outputs:
         """The same, from a batch with or without labels, without gradients; where answers are
@@ -194,6 +204,11 @@ class Task(ABC):
     def check(self, rows: Dataset, labels: Sequence[str], where: str) -> None:
         """Refuse rows of other data that this run cannot be evaluated on."""
         at_least(rows, where)
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """Of what a model gave: a plain module gives them as they are."""
+    return outputs if isinstance(outputs, Tensor) else outputs.logits
 
 
 def at_least(rows: Any, where: str) -> None:

@@ -53,6 +53,7 @@ class Config(BaseModel):
     attention: str = "auto"
     products: Literal["auto", "exact", "int8"] = "auto"
     replicas: int | None = Field(None, ge=1)
+    workers: int | None = Field(None, ge=0)
     base_dropout: bool | None = None
     head_only: bool = True
     probe_first: bool = True
@@ -63,12 +64,14 @@ class Config(BaseModel):
     text_column: str | None = None
     label_column: str | None = None
     skip_bad_rows: bool = False
+    clean: list[str] = []
+    stream: bool = False
     labels: list[str] | None = None
     first_position: bool | None = None
     digests: dict[str, str] = {}
     measured: dict[str, Any] = {}
 
-    @field_validator("report_to", "train", "target", mode="before")
+    @field_validator("report_to", "train", "target", "clean", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         """`a,b` on the command line is a list."""
@@ -76,7 +79,7 @@ class Config(BaseModel):
             return value.split(",")
         return value
 
-    @field_validator("report_to", "train", mode="before")
+    @field_validator("report_to", "train", "clean", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) and "," not in value else value

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trimtab.core.heads import heads
 from trimtab.core.walk import plain
 from trimtab.evaluate.predict import Collate, Follow, batches, on, precision
+from trimtab.tasks.task import Batch, Task, logits_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and labels
 
@@ -50,6 +51,20 @@ class FeatureHead(nn.Module):
 
     def forward(self, features: Tensor) -> Any:
         return SimpleNamespace(logits=self.head(features.to(next(self.head.parameters()).dtype)))
+
+
+class OverFeatures:
+    """The task of a `FeatureHead`: the same loss and answers, of batches of features."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
+        outputs = model(batch["features"])
+        return self.task.loss_of(outputs.logits, batch["labels"]), outputs
+
+    def rows_of(self, outputs: Any, batch: Batch) -> np.ndarray:
+        return outputs.logits.float().cpu().numpy()
 
 
 def collate(examples: Sequence[Any]) -> dict[str, Tensor]:
@@ -87,7 +102,7 @@ def extract(
         for batch in follow(batches(examples, batch_size)):
             inputs = {k: v for k, v in on(collate(batch), device).items() if k != "labels"}
             with precision(device, autocast):
-                given.append(model(**inputs).logits.float())
+                given.append(logits_of(model(**inputs)).float())
             if seen[-1].ndim != 2:
                 return None
     finally:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trimtab.tune.trainer import Memory
 
 SCHEMA = 1
+_WAITED = 0.1  # of the training's time, beyond which a word is due
 _SHOWN = 20  # examples gained and lost, in the report
 
 
@@ -29,11 +30,22 @@ def conclude(work: Work, memory: Memory, tokens: int, wall: float) -> dict[str, 
     answers = {row: _answers(work, row) for row in work.outputs}
     intervals = {row: _intervals(work, answers[row]) for row in answers}
     differences = {row: _difference(work, answers, row) for row in work.outputs if row != "adapted"}
+    _note_waiting(work, memory)
     metrics = _metrics(work, memory, tokens, wall, intervals, differences)
     metrics["metrics"] = _further(work, answers)
     work.run.write_metrics(metrics)
     write_report(_report(work, metrics, answers, intervals, differences), work.run.report)
     return metrics
+
+
+def _note_waiting(work: Work, memory: Memory) -> None:
+    share = memory.waited_for_data / memory.seconds if memory.seconds else 0.0
+    if share > _WAITED:
+        workers = work.session.config.workers or 0
+        work.session.notes.append(
+            f"{share:.0%} of training was spent waiting for batches: more --workers (now "
+            f"{workers}) make them beside it"
+        )
 
 
 Answers = dict[str, list[Any]]  # by split
@@ -108,6 +120,7 @@ def _metrics(
         "total": counted.total,
         "adapter_bytes": folder_bytes(work.run.adapter),
         "train_seconds": round(memory.seconds, 3),
+        "data_seconds": round(memory.waited_for_data, 3),
         "probe_seconds": round(work.probe_seconds if work.started_from_probe else 0.0, 3),
         "wall_seconds": round(wall, 3),
         **rate,

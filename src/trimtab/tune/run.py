@@ -36,6 +36,7 @@ from trimtab.tune.session import (
     check_digest,
     choose_attention,
     choose_replicas,
+    choose_workers,
     digest,
     loss,
     narrow,
@@ -267,7 +268,7 @@ def _attach(work: Work) -> Adapter:
     if any(method.unready() for method in demands.methods(config)):
         _choose_places(work)
     if config.gradient_checkpointing:
-        session.model.activation_checkpointing_enable({"use_reentrant": False})
+        _checkpoint(session.model, config)
     rowwise(session.model)
     batch = _part(work, 0.5)
     with session.phases.doing("measuring attention"):
@@ -279,8 +280,19 @@ def _attach(work: Work) -> Adapter:
     products.choose(session, adapter, batch, _part(work, 0.25))
     with session.phases.doing("measuring parts of a batch side by side"):
         choose_replicas(session, batch)
+    choose_workers(session, _examples(work, 0.5), _step(session, adapter, batch))
     work.run.write_config(config)
     return adapter
+
+
+def _checkpoint(model: Any, config: Config) -> None:
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    if enable is None:
+        raise InputError(
+            f"--gradient-checkpointing: {config.model!r} is a {type(model).__name__}, which cannot "
+            "be told to compute its activations again; leave the flag out"
+        )
+    enable({"use_reentrant": False})
 
 
 def _choose_places(work: Work) -> None:
@@ -327,9 +339,12 @@ def trained_whole(session: Session) -> list[str]:
 
 def _part(work: Work, share: float) -> dict[str, torch.Tensor]:
     """A batch from this place of the training data, which is in order of length."""
-    session, examples = work.session, work.encoded["train"].examples
-    middle, size = int(share * len(examples)), session.config.batch_size
-    return _batch(session, examples[max(0, middle - size // 2) :][:size])
+    return _batch(work.session, _examples(work, share))
+
+
+def _examples(work: Work, share: float) -> Sequence[Any]:
+    examples, size = work.encoded["train"].examples, work.session.config.batch_size
+    return examples[max(0, int(share * len(examples)) - size // 2) :][:size]
 
 
 def _step(session: Session, adapter: Adapter, batch: dict[str, torch.Tensor]) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,16 +18,19 @@ from trimtab.core import registry
 from trimtab.core.errors import InputError
 from trimtab.core.training import penalty
 from trimtab.data import Splits, load
-from trimtab.evaluate.predict import outputs, precision
+from trimtab.data.kinds import KINDS
+from trimtab.data.streaming import Pieces, load_stream
+from trimtab.evaluate.predict import on, outputs, precision
 from trimtab.kernels import attention
 from trimtab.quant import quantise
 from trimtab.tasks import Task
-from trimtab.tasks.task import Encoded, Outputs
+from trimtab.tasks.task import UNLIMITED, Encoded, Outputs, logits_of
 from trimtab.tune import demands, hardware, positions, replicas
 from trimtab.tune.config import Config
 from trimtab.tune.phases import QUIET, Phases
 
 _NEAR = 0.05  # of the logits: what bf16 may do to them
+_NOTICED = 0.05  # of a step: what making a batch may take of it
 _LONG = 0.05  # share of truncated texts from which a warning is due
 
 
@@ -50,10 +55,9 @@ class Session:
         return self.task.collate(examples, self.processor)
 
     def encode(self, rows: Any, *, labelled: bool = True, training: bool = False) -> Encoded:
-        assert self.config.max_length is not None
         encode = self.task.encode_for_training if training else self.task.encode
         labels = self.labels if labelled else None
-        return encode(rows, self.processor, labels, self.config.max_length)
+        return encode(rows, self.processor, labels, self.config.max_length or UNLIMITED)
 
     def outputs(self, encoded: Encoded, what: str = "running the model") -> Outputs:
         """The model's outputs in the data's order, computed as every reported number is; `what` is
@@ -78,18 +82,37 @@ class Session:
 
 
 def read_data(config: Config) -> Splits:
-    """The run's data: the embedded demo set, or a file, folder or hub name."""
+    """The run's data: the embedded demo set, or a file, folder or hub name. Of a stream, its first
+    piece stands for train."""
+    if config.stream:
+        return read_stream(config)[0]
     if config.data == "docstrings":
         from trimtab.data.docstrings import docstrings
 
         return docstrings(config.seed)
-    return load(
-        config.data,
-        config.build_task().columns,
-        names=column_names(config),
-        seed=config.seed,
-        skip_bad_rows=config.skip_bad_rows,
-    )
+    return load(config.data, **_reading(config), tidied=config.clean)
+
+
+def read_stream(config: Config) -> tuple[Splits, Pieces]:
+    """The run's data, and what gives all of train, in pieces."""
+    if config.max_steps is None:
+        raise InputError("--stream needs --max-steps: how long the data are is not known")
+    if config.clean:
+        raise InputError("--clean looks at all of train at once, which --stream never has")
+    if config.method == "head":
+        raise InputError("--method head trains on features of all of train: leave out --stream")
+    return load_stream(config.data, **_reading(config))
+
+
+def _reading(config: Config) -> dict[str, Any]:
+    task = config.build_task()
+    return {
+        "columns": task.columns,
+        "names": column_names(config),
+        "seed": config.seed,
+        "skip_bad_rows": config.skip_bad_rows,
+        "fault": task.fault,
+    }
 
 
 def digest(rows: Any) -> str:
@@ -131,10 +154,7 @@ def open_session(config: Config, labels: Sequence[str]) -> Session:
     transformers.utils.logging.disable_progress_bar()
     task = config.build_task()
     processor = task.processor(config.model)
-    if config.dtype == "auto":
-        dtype, took = hardware.choose_dtype(task.width(config.model))
-        config.dtype = dtype  # type: ignore[assignment]
-        config.measured = {**config.measured, "dtype_ms": took}
+    _settle_dtype(config, task)
     if config.base_dropout is None:
         config.base_dropout = registry.lookup(config.method).base_dropout
     transformers.set_seed(config.seed)
@@ -143,11 +163,24 @@ def open_session(config: Config, labels: Sequence[str]) -> Session:
     model.to(hardware.device()).eval()
     if (form := registry.lookup(config.method).base) is not None:
         quantise(model, form)
-    loaded = getattr(model.config, "_attn_implementation", None)
+    loaded = getattr(getattr(model, "config", None), "_attn_implementation", None)
     measured = config.attention == "auto" or "attention_ms" in config.measured
     _set_attention(model, config)
     first = loaded if measured else config.attention
     return Session(config, task, list(labels), processor, model, fresh, first)
+
+
+def _settle_dtype(config: Config, task: Task) -> None:
+    if config.dtype == "auto" and len(task.dtypes) == 1:
+        config.dtype = task.dtypes[0]  # type: ignore[assignment]
+    elif config.dtype == "auto":
+        dtype, took = hardware.choose_dtype(task.width(config.model))
+        config.dtype = dtype  # type: ignore[assignment]
+        config.measured = {**config.measured, "dtype_ms": took}
+    elif config.dtype not in task.dtypes:
+        raise InputError(
+            f"--dtype {config.dtype}: {task.name} is computed in {' or '.join(task.dtypes)} alone"
+        )
 
 
 def _set_attention(model: Any, config: Config) -> None:
@@ -233,6 +266,24 @@ def choose_replicas(session: Session, batch: Mapping[str, Tensor]) -> None:
     config.measured = {**config.measured, "replicas_ms": took}
 
 
+def choose_workers(
+    session: Session, examples: Sequence[Mapping[str, Any]], step: Callable[[], object]
+) -> None:
+    """Pin how many processes make batches beside training: none where that takes next to nothing
+    of a step, as it does of texts; else as many as keep up with it, and a core is left for it."""
+    config = session.config
+    if config.workers is not None:
+        return
+    config.workers = 0
+    if not any(KINDS[column.kind].slow for column in session.task.columns):
+        return
+    calls = {"batch": lambda: session.collate(examples), "step": step}
+    took = hardware.measure(calls, rounds=3)
+    if (share := took["batch"] / took["step"]) > _NOTICED:
+        config.workers = min(math.ceil(share), max(1, (os.cpu_count() or 1) - 1))
+    config.measured = {**config.measured, "workers_ms": took}
+
+
 def settle_length(session: Session, rows: Any) -> None:
     """The maximum length in tokens: the longest text of the training data, within the model's
     limit.
@@ -249,7 +300,8 @@ def settle_length(session: Session, rows: Any) -> None:
     if config.max_length is None:
         lengths = session.task.lengths(rows, session.processor)
         longest = -8 * (-max(lengths) // 8) if lengths else limit
-        config.max_length = int(min(limit, longest))
+        shortest = int(min(limit, longest))
+        config.max_length = shortest if shortest < UNLIMITED // 2 else None  # of pictures, say
 
 
 def narrow(session: Session, encoded: Encoded) -> None:
@@ -262,12 +314,12 @@ def narrow(session: Session, encoded: Encoded) -> None:
     picked = [
         encoded.examples[i] for i in sorted({*range(min(4, n)), n // 2, max(0, n - 4), n - 1})
     ]
-    inputs = {k: v.to(session.model.device) for k, v in session.collate(picked).items()}
-    inputs.pop("labels", None)
+    device = next(session.model.parameters()).device
+    inputs = {k: v for k, v in on(session.collate(picked), device).items() if k != "labels"}
 
     def run() -> Tensor:
-        with precision(session.model.device, session.config.autocast):
-            return session.model(**inputs).logits
+        with precision(device, session.config.autocast):
+            return logits_of(session.model(**inputs))
 
     if not demands.by_position(session.config):
         session.config.first_position = False

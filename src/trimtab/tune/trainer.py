@@ -33,12 +33,13 @@ _DIVERGED = 1e4  # no cross entropy that still learns is so large
 class Memory:
     """What a run knows beyond the Trainer's state; kept in every checkpoint.
 
-    `seconds` of training over all the pieces of an interrupted run; the best validation metric
-    (with its sign turned where less is better), its step, and how many evaluations have passed
-    since without a better one.
+    `seconds` of training over all the pieces of an interrupted run, of which `waited_for_data` were
+    spent without a batch; the best validation metric (with its sign turned where less is better),
+    its step, and how many evaluations have passed since without a better one.
     """
 
     seconds: float = 0.0
+    waited_for_data: float = 0.0
     best: float = _WORST
     best_step: int = 0
     waited: int = 0
@@ -172,6 +173,13 @@ class AdapterTrainer(Trainer):
         found = self.judge(self.model)
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The next batches; until they are there, nothing is computed."""
+        began = time.perf_counter()
+        found = super().get_batch_samples(*args, **kwargs)
+        self.memory.waited_for_data += time.perf_counter() - began
         return found
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from trimtab.tune import demands, features, hardware
 from trimtab.tune.config import Config
 from trimtab.tune.folder import Run
 from trimtab.tune.replicas import Replicas
-from trimtab.tune.session import Session, loss
+from trimtab.tune.session import Session, loss, read_stream
 
 _SAVES = 10  # checkpoints in a run, unless the user says otherwise
 _LOGS = 50
@@ -60,22 +61,27 @@ def train(
         higher=session.task.more_is_better,
         last=demands.pruned(session.config),
     )
-    tokens_count = session.task.counts_tokens and through_model(session, cached)
-    arguments = _arguments(session.config, run, len(data["train"]), tokens=tokens_count)
-    schedules = [Schedule()] if through_model(session, cached) else []
+    whole = through_model(session, cached)
+    task = session.task if whole else features.OverFeatures(session.task)
+    tokens_count = session.task.counts_tokens and whole
+    workers = (session.config.workers or 0) if whole else 0
+    arguments = _arguments(
+        session.config, run, len(encoded["train"].examples), tokens_count, workers
+    )
+    schedules = [Schedule()] if whole else []
     replicas = _replicas(session, model, cached)
     loop = trainer.AdapterTrainer(
         model,
         arguments,
         adapter=adapter,
-        task=session.task,
+        task=task,
         memory=memory,
         distiller=session.distiller,
         replicas=replicas,
         data_collator=collate,
         train_dataset=data["train"],
         eval_dataset=data["validation"],
-        judge=_judge(session, encoded["validation"], data["validation"], held_out, collate),
+        judge=_judge(session, encoded["validation"], data["validation"], held_out, collate, task),
         callbacks=[best, *schedules, progress.Log(run.log), bar],
     )
     loop.remove_callback(PrinterCallback)
@@ -110,7 +116,10 @@ def _material(
 ) -> tuple[nn.Module, dict[str, Any], Callable[..., Any]]:
     """The model, its examples and their collator."""
     if through_model(session, cached):
-        return session.model, {k: v.examples for k, v in encoded.items()}, session.collate
+        data: dict[str, Any] = {k: v.examples for k, v in encoded.items()}
+        if session.config.stream:
+            data["train"] = _stream(session)
+        return session.model, data, session.collate
     assert cached is not None
     head = features.head_of(session.model)
     assert head is not None
@@ -118,12 +127,26 @@ def _material(
     return features.FeatureHead(head), data, features.collate
 
 
+def _stream(session: Session) -> Any:
+    from trimtab.tune.streaming import Stream
+
+    config = session.config
+    size = config.batch_size * config.gradient_accumulation
+    encode = functools.partial(session.encode, training=True)
+    return Stream(read_stream(config)[1], encode, size, config.seed)
+
+
 def _judge(
-    session: Session, encoded: Encoded, examples: Any, rows: Any, collate: Callable[..., Any]
+    session: Session,
+    encoded: Encoded,
+    examples: Any,
+    rows: Any,
+    collate: Callable[..., Any],
+    task: Any,
 ) -> Callable[[nn.Module], dict[str, float]]:
     """What the Trainer calls evaluation: the loss, and the metric unless answers are dear."""
     found = Encoded(examples, encoded.order)
-    return lambda model: judge(session, model, found, rows, collate)
+    return lambda model: judge(session, model, found, rows, collate, task)
 
 
 def steps(config: Config, examples: int) -> tuple[int, int]:
@@ -132,7 +155,7 @@ def steps(config: Config, examples: int) -> tuple[int, int]:
     return epoch, config.max_steps or math.ceil(config.epochs * epoch)
 
 
-def _arguments(config: Config, run: Run, examples: int, tokens: bool) -> Any:
+def _arguments(config: Config, run: Run, examples: int, tokens: bool, workers: int) -> Any:
     from transformers import TrainingArguments
 
     epoch, total = steps(config, examples)
@@ -161,6 +184,8 @@ def _arguments(config: Config, run: Run, examples: int, tokens: bool) -> Any:
         report_to=config.report_to or "none",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        dataloader_num_workers=workers,
+        dataloader_persistent_workers=workers > 0,
         disable_tqdm=True,
         label_names=["labels"],
     )
