@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimtab.core.errors import InputError
+from trimtab.core.errors import InputError, nearest
 from trimtab.data import folders, media
 from trimtab.data.cleaning import tidy
-from trimtab.data.columns import Column, is_named_in
+from trimtab.data.columns import BESIDE, Column, is_named_in, printable
 from trimtab.data.formats import READERS, read_bytes, read_csv, read_file, read_lines, sniff
 from trimtab.data.kinds import KINDS
 from trimtab.data.rows import Ask, Rows, clean, is_withheld, settle
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 STANDARD_INPUT = "standard input"
 
+Arrange = Callable[[Mapping[str, Table]], dict[str, Table]]
+
 
 def load(
     source: str,
@@ -43,18 +45,22 @@ def load(
     skip_bad_rows: bool = False,
     tidied: Sequence[str] = (),
     fault: Ask | None = None,
+    arrange: Arrange | None = None,
+    beside: Sequence[str] = (),
 ) -> Splits:
     """A data set for a task: file, folder of splits, or hub name -> train, validation, test.
 
     `columns` is what the task asks for; `names` maps a canonical name to the user's column. A
     split that is absent is held out of train: a tenth of it each, the same for the same `seed`.
     `tidied` names steps of `trimtab.data.cleaning`; `fault` tells of a whole row why it cannot be
-    used, if it cannot.
+    used, if it cannot; `arrange` makes the task's rows where those of the file are others;
+    columns `beside` those of the task come as text, under their name after `BESIDE`.
 
     Raises `InputError` for a source, column or label that is not there, and for rows that cannot
     be used, unless `skip_bad_rows`, which leaves them out and says so in the notes.
     """
-    parts, told = read_parts(source, columns, names, fault)
+    parts, told = read_parts(source, columns, names, fault, arrange, beside)
+    _require(beside, *parts.values())
     parts, done = tidy(parts, columns, tidied)
     parts, notes = divide(parts, columns, seed, skip_bad_rows)
     ready = {split: as_dataset(parts[split]) for split in SPLITS}
@@ -66,13 +72,16 @@ def read_parts(
     columns: Sequence[Column],
     names: Mapping[str, str] = {},
     fault: Ask | None = None,
+    arrange: Arrange | None = None,
+    beside: Sequence[str] = (),
 ) -> tuple[dict[str, Rows], tuple[str, ...]]:
     """The splits that the source has, each with the faults of its broken rows, and notes."""
     tables = read_source(source)
-    parts = {"train": clean(tables.pop("train"), columns, names, fault)}
+    tables = arrange(tables) if arrange else tables
+    parts = {"train": clean(tables.pop("train"), columns, names, fault, beside)}
     withheld = [split for split in tables if is_withheld(tables[split], columns, names)]
     for split in tables.keys() - set(withheld):
-        parts[split] = clean(tables[split], columns, names, fault)
+        parts[split] = clean(tables[split], columns, names, fault, beside)
     return parts, tuple(f"{split} has no labels and is left aside." for split in withheld)
 
 
@@ -110,6 +119,8 @@ def read_rows(
     names: Mapping[str, str] = {},
     skip_bad_rows: bool = False,
     fault: Ask | None = None,
+    arrange: Arrange | None = None,
+    beside: Sequence[str] = (),
 ) -> tuple[datasets.Dataset, tuple[str, ...]]:
     """One file of new rows, or standard input for "-", and notes about what was left out. An image
     or a recording is a file of one row, a folder of them one of many.
@@ -121,7 +132,9 @@ def read_rows(
         table = replace(_standard_input(columns, names), places=(Path.cwd(),))
     else:
         table = _file(Path(path).expanduser(), columns)
-    rows = clean(table, columns, names, fault)
+    table = arrange({"new": table})["new"] if arrange else table
+    rows = clean(table, columns, names, fault, beside)
+    _require(beside, rows)
     notes = settle([rows], skip_bad_rows)
     return as_dataset(rows), notes
 
@@ -172,6 +185,13 @@ def _is_plain(data: bytes, columns: Sequence[Column]) -> bool:
     return len(table.header) == 1 or bool(table.faults) or not table.lines
 
 
+def _require(beside: Sequence[str], *parts: Rows) -> None:
+    for name in beside:
+        if not any(BESIDE + name in part.columns for part in parts):
+            known = [printable(one) for one in parts[0].header]
+            raise InputError(f"{parts[0].where} has no column {name!r}; {nearest(name, known)}")
+
+
 def label_of(columns: Sequence[Column], train: Rows) -> str | None:
     """The column of labels that splits are made and checked by."""
     of_labels = (c.name for c in columns if KINDS[c.kind].labels and c.name in train.columns)
@@ -194,4 +214,5 @@ def _with_known_labels(
 def _with_common_columns(parts: dict[str, Rows]) -> dict[str, Rows]:
     """An optional column is of use only where every split has it."""
     common = set.intersection(*(set(part.columns) for part in parts.values()))
+    common |= {name for part in parts.values() for name in part.columns if name.startswith(BESIDE)}
     return {split: part.only(common) for split, part in parts.items()}

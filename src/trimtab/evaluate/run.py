@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,12 +12,20 @@ from typing import Any
 from trimtab.core.errors import InputError
 from trimtab.data import read_rows
 from trimtab.data.columns import Column
+from trimtab.data.loading import Arrange
 from trimtab.evaluate.metrics import METRICS, difference, interval
 from trimtab.store import load
 from trimtab.tune import positions
 from trimtab.tune.folder import Run
 from trimtab.tune.phases import QUIET, Phases
-from trimtab.tune.session import Session, check_digest, column_names, open_session, read_data
+from trimtab.tune.session import (
+    Session,
+    check_digest,
+    column_names,
+    faults,
+    open_session,
+    read_data,
+)
 
 
 def open_run(folder: str, phases: Phases = QUIET) -> Session:
@@ -95,7 +104,8 @@ def _rows(
         _known(session),
         names=columns,
         skip_bad_rows=skip_bad_rows,
-        fault=session.task.fault,
+        fault=faults(session.task, session.config.model),
+        arrange=_arrange(session, new=False),
     )
     session.notes.extend(notes)
     session.task.check(rows, session.labels, data)
@@ -113,11 +123,22 @@ def predict(
     text, the label, its probability."""
     session = open_run(folder)
     given = [column for column in _known(session) if column.name in session.task.given]
-    rows, notes = read_rows(data, given, names=columns or {}, skip_bad_rows=skip_bad_rows)
+    rows, notes = read_rows(
+        data,
+        given,
+        names=columns or {},
+        skip_bad_rows=skip_bad_rows,
+        fault=faults(session.task, session.config.model, labelled=False),
+        arrange=_arrange(session, new=True),
+    )
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     outputs = session.outputs(session.encode(rows, labelled=False))
     return session.task.told(outputs, rows, session.labels, session.processor)
+
+
+def _arrange(session: Session, *, new: bool) -> Arrange:
+    return functools.partial(session.task.arranged, model=session.config.model, new=new)
 
 
 def _known(session: Session) -> list[Column]:

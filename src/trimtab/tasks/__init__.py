@@ -19,12 +19,18 @@ TASKS = {
     "text-generation": ("text_generation", "TextGeneration"),
     "text2text-generation": ("text2text_generation", "Text2TextGeneration"),
     "token-classification": ("token_classification", "TokenClassification"),
+    "preference": ("preference", "Preference"),
     "question-answering": ("question_answering", "QuestionAnswering"),
     "sentence-similarity": ("sentence_similarity", "SentenceSimilarity"),
     "image-classification": ("image_classification", "ImageClassification"),
     "audio-classification": ("audio_classification", "AudioClassification"),
+    "automatic-speech-recognition": (
+        "automatic_speech_recognition",
+        "AutomaticSpeechRecognition",
+    ),
     "object-detection": ("object_detection", "ObjectDetection"),
     "image-segmentation": ("image_segmentation", "ImageSegmentation"),
+    "time-series-forecasting": ("time_series_forecasting", "TimeSeriesForecasting"),
 }
 
 

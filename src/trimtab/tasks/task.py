@@ -21,6 +21,8 @@ from trimtab.data import Column
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from trimtab.data.table import Table
+
 UNLIMITED = 10**9  # tokens
 
 Example = dict[str, Any]
@@ -106,6 +108,15 @@ class Task(ABC):
     def fault(self, row: Mapping[str, Any]) -> str | None:
         """Why this row, all of whose cells are good, cannot be learnt from or compared with."""
         return None
+
+    def unfit(self, row: Mapping[str, Any], model: str) -> str | None:
+        """Why this model cannot take the row, which may have nothing but what is `given`."""
+        return None
+
+    def arranged(self, tables: Mapping[str, Table], model: str, *, new: bool) -> dict[str, Table]:
+        """The splits' tables, where a row of the file is no row of the task (a step of a series, of
+        which windows are learnt from); `new` are rows to answer, under any name."""
+        return dict(tables)
 
     # Labels
 

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,9 @@ from trimtab.core import registry
 from trimtab.core.errors import InputError
 from trimtab.core.training import penalty
 from trimtab.data import Splits, load
+from trimtab.data.columns import BESIDE
 from trimtab.data.kinds import KINDS
+from trimtab.data.rows import Ask
 from trimtab.data.streaming import Pieces, load_stream
 from trimtab.evaluate.predict import on, outputs, precision
 from trimtab.kernels import attention
@@ -81,16 +83,41 @@ class Session:
         return self.task.references(rows, self.labels)
 
 
-def read_data(config: Config) -> Splits:
-    """The run's data: the embedded demo set, or a file, folder or hub name. Of a stream, its first
-    piece stands for train."""
+def read_data(config: Config, beside: Sequence[str] = ()) -> Splits:
+    """The run's data, of train no more than `train_rows`; see `read_whole`."""
+    return fewer(config, read_whole(config, beside))
+
+
+def fewer(config: Config, splits: Splits) -> Splits:
+    """With the first `train_rows` of a shuffle of train that follows from the run's seed: fewer of
+    them are among more of them."""
+    rows, n = splits.train, config.train_rows
+    if n is not None and config.stream:
+        raise InputError("--train-rows shuffles all of train, which --stream never has at once")
+    if n is None or n >= len(rows):
+        return splits
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))
+    note = f"Trained on {n:,} of the {len(rows):,} rows of train, drawn with seed {config.seed}."
+    return replace(splits, train=rows.select(order[:n].tolist()), notes=(*splits.notes, note))
+
+
+def read_whole(config: Config, beside: Sequence[str] = ()) -> Splits:
+    """The embedded demo set, or a file, folder or hub name, with the columns `beside` those of the
+    task. Of a stream, its first piece stands for train."""
+    if beside and (config.stream or config.data == "docstrings"):
+        raise InputError(
+            f"columns beside those of the task ({', '.join(beside)}) are read of files: say which "
+            "with --data"
+        )
     if config.stream:
         return read_stream(config)[0]
     if config.data == "docstrings":
         from trimtab.data.docstrings import docstrings
 
-        return docstrings(config.seed)
-    return load(config.data, **_reading(config), tidied=config.clean)
+        return docstrings(_data_seed(config))
+    task = config.build_task()
+    arrange = functools.partial(task.arranged, model=config.model, new=False)
+    return load(config.data, **_reading(config), tidied=config.clean, arrange=arrange, beside=beside)
 
 
 def read_stream(config: Config) -> tuple[Splits, Pieces]:
@@ -109,10 +136,24 @@ def _reading(config: Config) -> dict[str, Any]:
     return {
         "columns": task.columns,
         "names": column_names(config),
-        "seed": config.seed,
+        "seed": _data_seed(config),
         "skip_bad_rows": config.skip_bad_rows,
-        "fault": task.fault,
+        "fault": faults(task, config.model),
     }
+
+
+def faults(task: Task, model: str, *, labelled: bool = True) -> Ask:
+    """What tells of a row why a run cannot use it, if it cannot."""
+
+    def ask(row: Mapping[str, Any]) -> str | None:
+        return (task.fault(row) if labelled else None) or task.unfit(row, model)
+
+    return ask
+
+
+def _data_seed(config: Config) -> int:
+    """Of splits that are made: one for runs of several seeds that are compared on the same rows."""
+    return config.seed if config.data_seed is None else config.data_seed
 
 
 def digest(rows: Any) -> str:
@@ -130,7 +171,9 @@ def _named(cell: Any) -> str:
 def check_digest(config: Config, split: str, rows: Any) -> None:
     """Refuse data that is no longer what the run was made on: what was trained on might now be
     held out."""
-    if config.digests.get(split, found := digest(rows)) != found:
+    others = [name for name in rows.column_names if name.startswith(BESIDE)]
+    found = digest(rows.remove_columns(others))
+    if config.digests.get(split, found) != found:
         raise InputError(
             f"the {split} data read from {config.data!r} is not what this run was made on: it has "
             "changed since. Put it back, or evaluate on new data with --data"

@@ -140,6 +140,11 @@ def mase_of_one(prediction: Any, reference: tuple[Any, float]) -> float:
     return error if np.isfinite(error) else np.inf  # a forecast of NaN is no missing value
 
 
+def forecast_error(prediction: Any, reference: tuple[Any, float]) -> float:
+    """The same, in the series' own units."""
+    return mase_of_one(prediction, (reference[0], 1.0))
+
+
 NUMBERS = (
     Metric(
         name="pearson",
@@ -195,17 +200,24 @@ NUMBERS = (
         higher=False,
         unit="",
     ),
+    mean_of_defined(
+        "forecast_mae",
+        "mean absolute error of forecasts, in the series' own units",
+        forecast_error,
+        higher=False,
+        unit="",
+    ),
     Metric(
         name="reward_margin",
-        description="mean implicit reward of the preferred answer over the other (DPO, 2023)",
+        description="mean reward of the preferred answer over the other, of DPO the implicit one",
         each=as_given,
         mean=True,
         unit="",
     ),
     Metric(
         name="reward_accuracy",
-        description="the share of pairs whose preferred answer has the higher implicit reward",
-        each=lambda p, r: float(p > 0),
+        description="the share of pairs whose preferred answer has the higher reward; ties half",
+        each=lambda p, r: float(p > 0) + float(p == 0) / 2,
         mean=True,
     ),
     Metric(
