@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from arpabet import ipa
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -312,14 +313,6 @@ class Digits:
 
 # Sequence to sequence: a speller of phonemes learns another dictionary's conventions.
 
-ARPABET = (
-    "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W "
-    "Y Z ZH"
-)
-HEARD = "ɑ æ ʌ ɔ W I b ʧ d ð ɛ ɜɹ A f ɡ h ɪ i ʤ k l m n ŋ O Y p ɹ s ʃ t θ ʊ u v w j z ʒ"
-IPA = dict(zip(ARPABET.split(), HEARD.split(), strict=True))
-STRESS = {"0": "", "1": "ˈ", "2": "ˌ"}
-
 
 @dataclass
 class Phonemes:
@@ -347,7 +340,7 @@ class Phonemes:
         for line in lines:
             word, phonemes = line.split("\t")
             if all(letter in spelt for letter in word):
-                said = [sounds[letter] for one in phonemes.split() for letter in _ipa(one)]
+                said = [sounds[letter] for one in phonemes.split() for letter in ipa(one)]
                 rows.append(([1, *(spelt[letter] for letter in word), 2], [*said, 2]))
         return rows if split == "train" else rows[: self.held_out]
 
@@ -385,14 +378,6 @@ class Phonemes:
             return torch.cat(found).numpy()
 
         return Trial(model, adapter, batches, loss, scores)
-
-
-def _ipa(phoneme: str) -> str:
-    if not phoneme[-1].isdigit():
-        return IPA[phoneme]
-    vowel, stress = phoneme[:-1], phoneme[-1]
-    sound = "ə" if (vowel, stress) == ("AH", "0") else IPA[vowel]
-    return STRESS[stress] + ("əɹ" if (vowel, stress) == ("ER", "0") else sound)
 
 
 def _padded(rows: Sequence[list[int]]) -> Tensor:

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
+from pathlib import Path
 from typing import Any
 
 from row import Make, Row
 
+sys.path.append(str(Path(__file__).parents[2] / "quality"))  # for what both tables use
 _AREAS = [importlib.import_module(f"rows.{one.name}") for one in pkgutil.iter_modules(__path__)]
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from trimtab.core.errors import InputError
+
 _UNKNOWN = 3
 
 
@@ -35,7 +37,18 @@ class Characters:
         known = self.sources if texts is not None else self.targets
         limit = max_length if truncation else None
         given = texts if texts is not None else (text_target or ())
+        if texts is None:
+            self._refuse_unknown(given)
         return {"input_ids": [self._ids(text, known, limit) for text in given]}
+
+    def _refuse_unknown(self, targets: Sequence[str]) -> None:
+        """A source may hold what the model has no letter for; a target then cannot be learnt."""
+        for row, target in enumerate(targets, start=1):
+            if unknown := sorted(set(target) - set(self.targets)):
+                raise InputError(
+                    f"target {row}, {target!r:.60}, has {', '.join(map(repr, unknown[:5]))}, which "
+                    f"the model cannot write; it writes {''.join(self.targets)}"
+                )
 
     def _ids(self, text: str, known: dict[str, int], limit: int | None) -> list[int]:
         ids = [known.get(character, _UNKNOWN) for character in text]
