@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
     )(evaluate)
     app.command(
         "predict",
-        help="A trained adapter on a file or standard input; one JSON object a line.",
+        help="A trained adapter on new texts, pictures, recordings or rows; one JSON object a line.",
         epilog="Example: echo 'a fine film' | trimtab predict runs/reviews --data -",
     )(predict)
 
@@ -71,7 +71,10 @@ def predict(
     run: Annotated[str, typer.Argument(help="The run's folder.")],
     data: Annotated[
         str,
-        Option(help="A file with a text column, or - for standard input: such a file, or lines."),
+        Option(
+            help="A file with what the task reads, a picture or recording, a folder of them; or - "
+            "for standard input: such a file, or lines."
+        ),
     ] = "-",
     column: Annotated[
         list[str] | None, Option(help="Which column is which: text=review. Repeatable.")
