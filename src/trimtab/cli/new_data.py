@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
     )(evaluate)
     app.command(
         "predict",
-        help="A trained adapter on new texts, pictures, recordings or rows; one JSON object a line.",
+        help="A trained adapter on new texts, pictures, recordings, rows; a JSON object a line.",
         epilog="Example: echo 'a fine film' | trimtab predict runs/reviews --data -",
     )(predict)
 
