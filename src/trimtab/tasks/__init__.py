@@ -30,6 +30,8 @@ TASKS = {
     ),
     "object-detection": ("object_detection", "ObjectDetection"),
     "image-segmentation": ("image_segmentation", "ImageSegmentation"),
+    "molecule-property": ("molecule_property", "MoleculeProperty"),
+    "molecule-pair": ("molecule_pair", "MoleculePair"),
     "time-series-forecasting": ("time_series_forecasting", "TimeSeriesForecasting"),
 }
 

@@ -52,10 +52,27 @@ class Recordings:
         return np.pad(wave, (0, max(0, self.least - len(wave))))
 
     def batch(self, cells: Sequence[Any]) -> dict[str, Tensor]:
-        waves = [self.samples(cell) for cell in cells]
+        return self.prepared([self.samples(cell) for cell in cells])
+
+    def prepared(self, waves: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """The extractor's arrays of these waves, (samples,) each, as the model takes them."""
         made = self.extractor(waves, sampling_rate=self.rate, return_tensors="pt", **self.options)
         read = {key: x for key, x in made.items() if self.masks or key != "attention_mask"}
         return {key: x.to(self.dtype) if x.is_floating_point() else x for key, x in read.items()}
+
+
+def load_extractor(model: str) -> Any:
+    extractor = models.load_processor("AutoFeatureExtractor", model)
+    if not hasattr(extractor, "sampling_rate"):
+        raise InputError(f"model {model!r} does not hear: its data are prepared by {extractor}")
+    return extractor
+
+
+def check_seconds(task: str, given: Any) -> None:
+    if isinstance(given, bool) or not isinstance(given, int | float) or not given >= _LEAST:
+        raise InputError(
+            f"{task}: max_seconds is a number of seconds, at least {_LEAST}, not {given!r}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +86,10 @@ class AudioClassification(OneLabel):
     eval_batch: ClassVar[int] = 16
 
     def __post_init__(self) -> None:
-        given = self.max_seconds
-        if isinstance(given, bool) or not isinstance(given, int | float) or not given >= _LEAST:
-            raise InputError(
-                f"{self.name}: max_seconds is a number of seconds, at least {_LEAST}, not {given!r}"
-            )
+        check_seconds(self.name, self.max_seconds)
 
     def processor(self, model: str) -> Recordings:
-        extractor = models.load_processor("AutoFeatureExtractor", model)
-        if not hasattr(extractor, "sampling_rate"):
-            raise InputError(f"model {model!r} does not hear: its data are prepared by {extractor}")
-        return Recordings(extractor, self.max_seconds)
+        return Recordings(load_extractor(model), self.max_seconds)
 
     def model(
         self,

@@ -155,9 +155,13 @@ def with_head(name: str, model: Any, fresh: Sequence[str], labels: Sequence[str]
     """`fresh`, and the head's parameters where the checkpoint's were made for other labels."""
     if own_labels(name) == list(labels):
         return list(fresh)
+    return sorted({*fresh, *of_head(model)})
+
+
+def of_head(model: Any) -> list[str]:
+    """Names of the head's parameters."""
     inside = tuple(f"{head}." for head in heads(model))
-    own = {key for key, _ in model.named_parameters() if key.startswith(inside)}
-    return sorted({*fresh, *own})
+    return [key for key, _ in model.named_parameters() if key.startswith(inside)]
 
 
 def load_processor(auto: str, name: str, **options: Any) -> Any:
