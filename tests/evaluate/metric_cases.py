@@ -64,6 +64,10 @@ def losses(rng: np.random.Generator, n: int) -> Columns:
     return [(float(t * rng.random()), int(t)) for t in tokens], [None] * n
 
 
+def two_margins(rng: np.random.Generator, n: int) -> Columns:
+    return [tuple(row) for row in rng.normal(size=(n, 2))], [None] * n
+
+
 def one_number(rng: np.random.Generator, n: int) -> Columns:
     return rng.normal(size=n).tolist(), [None] * n
 
@@ -85,6 +89,11 @@ def ranked(rng: np.random.Generator, n: int) -> Columns:
 def scored(rng: np.random.Generator, n: int) -> Columns:
     true = rng.random(n) < 0.4
     return np.round(true + rng.normal(size=n), 1).tolist(), true.tolist()
+
+
+def assays(rng: np.random.Generator, n: int) -> Columns:
+    true = rng.choice([0.0, 1.0, np.nan], size=(n, 3), p=[0.5, 0.3, 0.2])
+    return np.round(np.nan_to_num(true) + rng.normal(size=true.shape), 1).tolist(), true.tolist()
 
 
 def maps(rng: np.random.Generator, n: int) -> Columns:
@@ -122,8 +131,9 @@ TAKES = {
     "entity_f1": tags,
     **dict.fromkeys(("pearson", "spearman", "rmse", "mae"), numbers),
     "perplexity": losses,
-    "mase": forecasts,
+    **dict.fromkeys(("mase", "forecast_mae"), forecasts),
     **dict.fromkeys(("reward_margin", "reward_accuracy", "denoising_loss"), one_number),
+    "likelihood_accuracy": two_margins,
     **dict.fromkeys(("exact_match", "squad_exact_match", "squad_f1"), texts),
     **dict.fromkeys(("bleu", "chrf", "rouge1", "rouge2", "rougeL"), texts),
     **dict.fromkeys(("word_error_rate", "character_error_rate"), spoken),
@@ -131,6 +141,7 @@ TAKES = {
     **{f"{name}_at_{k}": ranked for name in ("recall", "hit_rate", "ndcg") for k in (1, 5, 10)},
     "mrr": ranked,
     **dict.fromkeys(("roc_auc", "average_precision"), scored),
+    "macro_roc_auc": assays,
     **dict.fromkeys(("mean_iou", "dice"), maps),
     "mean_average_precision": boxes,
 }
@@ -188,8 +199,13 @@ EDGES: dict[str, list[tuple[list, list, float | None]]] = {
         ([[1.0, 9.0]], [([2.0, math.nan], 1.0)], 1.0),
         ([[math.nan]], [([2.0], 1.0)], math.inf),
     ],
+    "forecast_mae": [
+        ([[1.0, 2.0]], [([2.0, 4.0], 0.5)], 1.5),
+        ([[1.0, 9.0]], [([2.0, math.nan], 0.0)], 1.0),
+    ],
     "reward_margin": [([-1.0, 2.0], [None] * 2, 0.5), ([math.nan], [None], math.nan)],
-    "reward_accuracy": [([-1.0, 0.0, 2.0], [None] * 3, 1 / 3)],
+    "reward_accuracy": [([-1.0, 0.0, 2.0], [None] * 3, 1 / 2)],
+    "likelihood_accuracy": [([(9.0, -1.0), (-9.0, 0.0), (0.0, 2.0)], [None] * 3, 1 / 2)],
     "denoising_loss": [([0.25, 0.75], [None] * 2, 0.5)],
     "exact_match": [([" cat", "-5"], ["cat", "5"], 0.5), (["b"], [["a", "b"]], 1.0)],
     "squad_exact_match": [(["The cat!", ""], ["cat", []], 1.0), (["a cat"], [[""]], 0.0)],
@@ -222,6 +238,12 @@ EDGES: dict[str, list[tuple[list, list, float | None]]] = {
         ([0.1, 0.2], [0, 0], math.nan),
         ([0.5, 0.5], [0, 1], 0.5),
         ([math.nan, 0.5], [0, 1], math.nan),
+    ],
+    "macro_roc_auc": [
+        ([[0.1, 0.9], [0.2, 0.1]], [[0, math.nan], [1, 0]], 1.0),
+        ([[0.1], [0.2], [0.3]], [[1], [math.nan], [0]], 0.0),
+        ([[0.1, math.nan], [0.2, 0.1]], [[0, 1], [1, 0]], 1.0),
+        ([[0.1]], [[1]], math.nan),
     ],
     "average_precision": [([0.1, 0.2], [0, 0], math.nan), ([0.1, 0.2], [1, 1], 1.0)],
     "mean_iou": [

@@ -103,7 +103,11 @@ def test_intervals_are_ordered_repeatable_and_paired(name: str, rng) -> None:
     none = difference(metric, predictions, predictions, references, resamples=20)
     assert (none.value, none.low, none.high) == (0, 0, 0)
     others = TAKES[name](rng, 30)[0]
-    if name in ("entity_f1", "mase"):  # whose predictions have the sizes of the references
+    if name in (
+        "entity_f1",
+        "mase",
+        "forecast_mae",
+    ):  # whose predictions have the sizes of the references
         others = predictions[:15] + [np.roll(row, 1).tolist() for row in predictions[15:]]
     there = difference(metric, predictions, others, references, seed=2, resamples=60)
     back = difference(metric, others, predictions, references, seed=2, resamples=60)
@@ -116,7 +120,8 @@ def test_intervals_are_ordered_repeatable_and_paired(name: str, rng) -> None:
 def test_each_is_an_examples_own_score(name: str, rng) -> None:
     metric = METRICS[name]
     if metric.each is None:
-        assert name in ("roc_auc", "average_precision", "mean_average_precision")
+        areas = ("roc_auc", "macro_roc_auc", "average_precision", "mean_average_precision")
+        assert name in areas
         return
     scores = metric.scores(*TAKES[name](rng, 20))
     assert scores.shape == (20,)
@@ -139,6 +144,7 @@ def worse_and_better(name: str):
         "one_number": [(-1.0, None), (1.0, None)]
         if METRICS[name].higher
         else [(1.0, None), (0.5, None)],
+        "two_margins": [((1.0, -1.0), None), ((-1.0, 1.0), None)],
         "forecasts": [([9.0], ([1.0], 1.0)), ([1.0], ([1.0], 1.0))],
         "ranked": [(12, None), (1, None)],
         "maps": [(np.array([0, 1]), np.array([1, 0])), (np.array([0, 1]), np.array([0, 1]))],

@@ -172,7 +172,7 @@ def _is_plain(data: bytes, columns: Sequence[Column]) -> bool:
     required = [column for column in columns if column.required]
     if (
         len(required) != 1
-        or required[0].kind not in ("text", "words")
+        or required[0].kind not in ("text", "words", "smiles")
         or not (text := decode(data).lstrip())
     ):
         return False

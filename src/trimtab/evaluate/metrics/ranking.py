@@ -14,7 +14,8 @@ All are means over queries; a query without relevant items is left out.
 
 Of a binary decision: the area under the ROC curve, which is the chance that a positive scores above
 a negative (Hanley and McNeil 1982), and average precision, Σ (Rₙ - Rₙ₋₁) Pₙ; scikit-learn. Without
-positives, or for the area without negatives, they are undefined.
+positives, or for the area without negatives, they are undefined. Macro: the mean over the labels of
+which it is defined, each of the examples where the label is known.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from trimtab.evaluate.metrics.metric import (
     Metric,
     divide,
     library,
+    mean_defined,
     mean_of_defined,
 )
 
@@ -118,6 +120,41 @@ def average_precision_of(positives: np.ndarray, negatives: np.ndarray) -> float:
     return float(divide((positives * precision).sum(), positives.sum()))
 
 
+def macro_roc_auc(predictions: Column, references: Column) -> float:
+    """Of rows with a score for each label, of which only those that are known (no NaN) count."""
+    scores, known = np.asarray(predictions, dtype=float), np.asarray(references, dtype=float)
+    areas = [
+        _area(score[there], true[there])
+        for score, true in zip(scores.T, known.T, strict=True)
+        if (there := ~np.isnan(true)).any()
+    ]
+    return float(mean_defined(np.array([areas]))[0]) if areas else np.nan
+
+
+def _area(scores: np.ndarray, true: np.ndarray) -> float:
+    if not np.isfinite(scores).all() or true.all() or not true.any():
+        return np.nan
+    return library("sklearn.metrics").roc_auc_score(true, scores)
+
+
+def _macro_prepared(predictions: Column, references: Column) -> Chosen:
+    """Scores of each label are sorted once."""
+    scores, known = np.asarray(predictions, dtype=float), np.asarray(references, dtype=float)
+    each = [_prepared(*label) for label in zip(scores.T, known.T, strict=True)]
+    return lambda drawn: float(mean_defined(np.array([[at(drawn) for at in each]]))[0])
+
+
+def _prepared(scores: np.ndarray, known: np.ndarray) -> Chosen:
+    distinct, places = np.unique(-scores, return_inverse=True)
+    sides, broken = (known == 1, known == 0), ~np.isfinite(scores) & ~np.isnan(known)
+
+    def at(drawn: np.ndarray) -> float:
+        counts = (np.bincount(places[drawn[of[drawn]]], minlength=len(distinct)) for of in sides)
+        return np.nan if broken[drawn].any() else roc_auc_of(*counts)
+
+    return at
+
+
 def _decision(
     name: str, of: Callable[[np.ndarray, np.ndarray], float], called: str, description: str
 ) -> Metric:
@@ -151,6 +188,12 @@ def _decision(
 RANKING = (
     mean_of_defined("mrr", "mean reciprocal of the best rank", reciprocal),
     _decision("roc_auc", roc_auc_of, "roc_auc_score", "area under the ROC curve (scikit-learn)"),
+    Metric(
+        name="macro_roc_auc",
+        description="mean over labels of the area under the ROC curve (scikit-learn)",
+        compute=macro_roc_auc,
+        prepare=_macro_prepared,
+    ),
     _decision(
         "average_precision",
         average_precision_of,

@@ -1,0 +1,36 @@
+"""Small models are pre-trained here by one loop: the same seed, the same model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Drawn = Callable[[int], Tensor]  # of n examples, the places of a batch
+
+
+def trained(
+    model: Any,
+    steps: int,
+    loss: Callable[[Drawn], Tensor],
+    *,
+    batch: int = 64,
+    lr: float = 1e-3,
+) -> Any:
+    """`steps` of AdamW under a rate that rises and falls; `loss` asks which examples are drawn."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(n: int) -> Tensor:
+        return torch.randint(n, (batch,), generator=generator)
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(drawn).backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
