@@ -126,7 +126,7 @@ class TextGeneration(Task):
         if self.form == "text":
             found = processor(list(rows["text"]), verbose=False)["input_ids"]
         elif self.form == "chat":
-            found = [_question(messages, processor) for messages in rows["messages"]]
+            found = [question_tokens(messages, processor) for messages in rows["messages"]]
         else:
             texts = [self.template.replace("{prompt}", prompt) for prompt in rows["prompt"]]
             found = processor(texts, verbose=False)["input_ids"]
@@ -243,27 +243,28 @@ def _blocks(tokens: Sequence[tuple[list[int], list[int]]], size: int) -> list[Ex
     return [{"input_ids": ids, "labels": ids, "length": len(ids)} for ids in cut if len(ids) > 1]
 
 
-def _question(messages: Sequence[Mapping[str, str]], processor: Any) -> list[int]:
+def question_tokens(messages: Sequence[Mapping[str, str]], processor: Any) -> list[int]:
     """A chat up to where its last answer would begin."""
     asked = list(messages)
     while asked and asked[-1]["role"] == "assistant":
         asked.pop()
-    return _ids(processor, asked, add_generation_prompt=True)
+    return chat_tokens(asked, processor, add_generation_prompt=True)
 
 
 def _chat(messages: Sequence[Mapping[str, str]], processor: Any) -> tuple[list[int], list[int]]:
     """The tokens of a chat, of which those of the assistant's turns count: what the template adds
     between the chat up to such a turn, with the prompt to answer, and the chat with it."""
-    ids = _ids(processor, messages)
+    ids = chat_tokens(messages, processor)
     labels = [IGNORED] * len(ids)
     for turn, message in enumerate(messages):
         if message["role"] == "assistant":
-            start = len(_ids(processor, messages[:turn], add_generation_prompt=True))
-            stop = len(_ids(processor, messages[: turn + 1]))
+            start = len(chat_tokens(messages[:turn], processor, add_generation_prompt=True))
+            stop = len(chat_tokens(messages[: turn + 1], processor))
             labels[start:stop] = ids[start:stop]
     return ids, labels
 
 
-def _ids(processor: Any, messages: Sequence[Mapping[str, str]], **options: Any) -> list[int]:
+def chat_tokens(messages: Sequence[Mapping[str, str]], processor: Any, **options: Any) -> list[int]:
+    """By the tokenizer's template."""
     text = processor.apply_chat_template(list(messages), tokenize=False, **options)
     return list(processor(text, add_special_tokens=False, verbose=False)["input_ids"])

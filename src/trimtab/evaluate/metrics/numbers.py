@@ -96,6 +96,16 @@ def as_given(prediction: float, reference: Any) -> float:
     return float(prediction)
 
 
+def margin(prediction: Any, of: int = 0) -> float:
+    """Of rewards, or of rewards and of log-likelihoods."""
+    return float(np.atleast_1d(prediction)[of])
+
+
+def above(margin: float) -> float:
+    """A tie counts half."""
+    return np.nan if np.isnan(margin) else float(np.heaviside(margin, 0.5))
+
+
 # Language models
 
 
@@ -210,14 +220,20 @@ NUMBERS = (
     Metric(
         name="reward_margin",
         description="mean reward of the preferred answer over the other, of DPO the implicit one",
-        each=as_given,
+        each=lambda p, r: margin(p),
         mean=True,
         unit="",
     ),
     Metric(
         name="reward_accuracy",
         description="the share of pairs whose preferred answer has the higher reward; ties half",
-        each=lambda p, r: float(p > 0) + float(p == 0) / 2,
+        each=lambda p, r: above(margin(p)),
+        mean=True,
+    ),
+    Metric(
+        name="likelihood_accuracy",
+        description="the share of pairs whose preferred answer is the more likely one; ties half",
+        each=lambda p, r: above(margin(p, 1)),
         mean=True,
     ),
     Metric(
