@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "eval",
         help="A trained adapter's quality, with its interval, on the run's data or on new data.",
-        epilog="Example: trimtab eval runs/reviews --data new.csv",
+        epilog="Example: trimtab eval runs/reviews --data new.csv --slice country --calibration",
     )(evaluate)
     app.command(
         "predict",
@@ -44,27 +44,57 @@ def evaluate(
     skip_bad_rows: Annotated[
         bool, Option("--skip-bad-rows", help="Go on without broken rows.")
     ] = False,
+    slices: Annotated[
+        list[str] | None, Option("--slice", help="The metric by a column's values. Repeatable.")
+    ] = None,
+    fairness: Annotated[
+        list[str] | None, Option(help="Rates by the groups of a column, and gaps. Repeatable.")
+    ] = None,
+    positive: Annotated[
+        str | None, Option(help="With --fairness: the label that is the good one.")
+    ] = None,
+    calibration: Annotated[
+        bool, Option("--calibration", help="Whether the model is as often right as it is sure.")
+    ] = False,
+    robustness: Annotated[
+        bool, Option("--robustness", help="The metric under typos, another case, or noise.")
+    ] = False,
+    stereotypes: Annotated[
+        bool, Option("--stereotypes", help="Of a language model: sentences that differ by group.")
+    ] = False,
+    out: Annotated[
+        str | None, Option(help="A folder for eval.json and a page with pictures, eval.html.")
+    ] = None,
     json_: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
+    from trimtab.evaluate.run import Asked
     from trimtab.evaluate.run import evaluate as call
 
     columns = _named(column, text=text_column, label=label_column)
-    result = call(run, data, split, columns=columns, skip_bad_rows=skip_bad_rows, quiet=json_)
+    asked = Asked(
+        slices=tuple(slices or ()),
+        fairness=tuple(fairness or ()),
+        positive=positive,
+        calibration=calibration,
+        robustness=robustness,
+        stereotypes=stereotypes,
+    )
+    result = call(
+        run,
+        data,
+        split,
+        columns=columns,
+        skip_bad_rows=skip_bad_rows,
+        quiet=json_,
+        asked=asked,
+        out=out,
+    )
     if json_:
         print(json.dumps(result))
         return
-    for name, key in (
-        ("adapted", "value"),
-        ("base", "base"),
-        ("gain over base, paired", "gain_over_base"),
-    ):
-        value = result[key]
-        interval = f"[{value['low']:.4f}, {value['high']:.4f}]"
-        print(
-            f"{name}: {result['metric']} {value['value']:.4f} {interval} on {value['n']} examples"
-        )
-    for note in result["notes"]:
-        print(f"note: {note}")
+    from trimtab.cli.evaluated import print_evaluation
+
+    print_evaluation(result, out)
 
 
 def predict(

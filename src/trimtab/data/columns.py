@@ -10,8 +10,10 @@ from trimtab.core.errors import InputError, nearest
 
 KindName = Literal[
     *("text", "label", "words", "tags", "labels", "number", "numbers", "messages", "answers"),
-    *("image", "audio", "boxes", "mask"),
+    *("image", "audio", "video", "boxes", "mask", "smiles"),
 ]
+
+BESIDE = "beside "  # before the name of a column that a task does not know, in a loaded data set
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class Column:
 
     `name` is the canonical name, the one a loaded data set has; `aliases` are the names it usually
     goes by in files, in order of preference. A column that is not `required` may be absent, and
-    its cells may be empty. What each kind holds is told in `trimtab.data.cells`, `media` and
-    `regions`. A `label` names a class: splits are made in equal shares of each.
+    its cells may be empty. What each kind holds is told in `trimtab.data.cells`, `media`,
+    `regions` and `molecules`. A `label` names a class: splits are made in equal shares of each.
     """
 
     name: str
@@ -75,7 +77,7 @@ def _check_canonical(columns: Sequence[Column], names: Mapping[str, str]) -> Non
 
 
 def _named(header: Sequence[str], column: Column, name: str, where: str) -> int:
-    place = _position(header, name, where)
+    place = place_of(header, name, where)
     if place is None:
         shown = nearest(name, map(printable, header))
         raise InputError(f"{where} has no column {name!r} ({column.flag}); {shown}")
@@ -86,13 +88,13 @@ def _by_alias(
     header: Sequence[str], column: Column, taken: Collection[int], where: str
 ) -> int | None:
     for alias in (column.name, *column.aliases):
-        place = _position(header, alias, where)
+        place = place_of(header, alias, where)
         if place is not None and place not in taken:
             return place
     return None
 
 
-def _position(header: Sequence[str], name: str, where: str) -> int | None:
+def place_of(header: Sequence[str], name: str, where: str) -> int | None:
     """The column of this very name, else the first that differs in case alone."""
     exact = [i for i, other in enumerate(header) if other == name]
     if len(exact) > 1:

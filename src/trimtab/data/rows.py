@@ -8,7 +8,7 @@ from itertools import compress
 from typing import Any
 
 from trimtab.core.errors import InputError
-from trimtab.data.columns import Column, resolve
+from trimtab.data.columns import BESIDE, Column, place_of, resolve
 from trimtab.data.kinds import KINDS, agree, read
 from trimtab.data.table import Fault, Table
 
@@ -56,28 +56,38 @@ class Rows:
 
 
 def clean(
-    table: Table, columns: Sequence[Column], names: Mapping[str, str], fault: Ask | None = None
+    table: Table,
+    columns: Sequence[Column],
+    names: Mapping[str, str],
+    fault: Ask | None = None,
+    beside: Sequence[str] = (),
 ) -> Rows:
     """The table's rows under the canonical names; a row with a bad cell becomes a fault, and so
-    does one whose cells do not go together by the word of `fault`.
+    does one whose cells do not go together by the word of `fault`. Columns `beside` them, which the
+    task does not know, are handed on as they are written, where the table has them.
 
     Raises `InputError` where a required column is missing (see `columns.resolve`).
     """
     places = resolve(table.header, columns, names, table.where) if table.lines else {}
     wanted = [column for column in columns if column.name in places]
     cells = [read(column, table.column(places[column.name]), table.places) for column in wanted]
+    found = {name: place_of(table.header, name, table.where) for name in beside}
+    others = {name: place for name, place in found.items() if place is not None}
+    told = [list(map(_written, table.column(place))) for place in others.values()]
+    more = zip(*told, strict=True) if others else ((),) * len(table.lines)
     rows, lines, faults = [], [], list(table.faults)
     called = table.names or [""] * len(table.lines)
-    for line, name, *row in zip(table.lines, called, *cells, strict=True):
+    for line, name, written, *row in zip(table.lines, called, more, *cells, strict=True):
         try:
-            rows.append(_whole(wanted, row, fault))
+            rows.append([*_whole(wanted, row, fault), *written])
             lines.append(line)
         except ValueError as error:
             faults.append(Fault(line, f"{name}: {error}" if name else str(error)))
     faults.sort(key=lambda fault: fault.line)
+    kept = [*(column.name for column in wanted), *(BESIDE + name for name in others)]
     return Rows(
         table.where,
-        {column.name: [row[i] for row in rows] for i, column in enumerate(wanted)},
+        {name: [row[i] for row in rows] for i, name in enumerate(kept)},
         lines,
         tuple(faults),
         table.unit,
@@ -85,6 +95,10 @@ def clean(
         found={column.name: table.header[places[column.name]] for column in wanted},
         header=table.header,
     )
+
+
+def _written(value: object) -> str:
+    return "" if value is None or value != value else str(value)
 
 
 def _whole(columns: Sequence[Column], row: Sequence[Any], fault: Ask | None) -> list[Any]:

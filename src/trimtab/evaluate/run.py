@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ from trimtab.core.errors import InputError
 from trimtab.data import read_rows
 from trimtab.data.columns import Column
 from trimtab.data.loading import Arrange
-from trimtab.evaluate.metrics import METRICS, difference, interval
+from trimtab.evaluate import calibration, fairness, robustness, slices, stereotypes
+from trimtab.evaluate.judged import ADAPTED, Judged, judge_rows, kept_head
+from trimtab.evaluate.metrics import METRICS
+from trimtab.evaluate.page import write
 from trimtab.store import load
 from trimtab.tune import positions
 from trimtab.tune.folder import Run
@@ -35,11 +38,29 @@ def open_run(folder: str, phases: Phases = QUIET) -> Session:
     assert config.labels is not None
     with phases.doing(f"opening {config.model} with {run.adapter}"):
         session = open_session(config, config.labels)
+        session.probed = kept_head(run, session.model)
         load(session.model, run.adapter)
     session.phases = phases
     if config.first_position:
         positions.narrow(session.model)
     return session
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `eval` looks at beside the metric: slices by columns, fairness between the groups of
+    columns for the label that is `positive`, and probes that are on or off."""
+
+    slices: Sequence[str] = ()
+    fairness: Sequence[str] = ()
+    positive: str | None = None
+    calibration: bool = False
+    robustness: bool = False
+    stereotypes: bool = False
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys([*self.slices, *self.fairness]))
 
 
 def evaluate(
@@ -50,38 +71,87 @@ def evaluate(
     columns: Mapping[str, str] | None = None,
     skip_bad_rows: bool = False,
     quiet: bool = True,
+    asked: Asked = Asked(),
+    out: str | None = None,
 ) -> dict[str, Any]:
     """The metric of a run's adapter, with its interval, and its gain over the base without the
-    adapter.
+    adapter; and all that is `asked` beside.
 
     Without `data` the run's own data is read again, and the reported metrics come out again
-    exactly. `columns` says which are the text and the label there, where the run does not.
+    exactly. `columns` says which are the text and the label there, where the run does not. With
+    `out`, a folder, the same is written there as `eval.json` and as a page, `eval.html`.
     """
-    from trimtab import activate
-
+    if asked.positive is not None and not asked.fairness:
+        raise InputError("--positive is of --fairness COLUMN, which is missing")
     phases = Phases(quiet)
     session = open_run(folder, phases)
     with phases.doing(f"reading {data or session.config.data}"):
-        rows = _rows(session, data, split, columns or {}, skip_bad_rows)
-        encoded = session.encode(rows)
-    adapted = session.answers(session.outputs(encoded, "evaluating adapted"), rows)
-    activate(session.model, None)
-    base = session.answers(session.outputs(encoded, "evaluating base"), rows)
-    references, seed = session.references(rows), session.config.seed
-    metric = METRICS[session.task.metric]
-    return {
+        rows = _rows(session, data, split, columns or {}, skip_bad_rows, asked.columns)
+    judged = judge_rows(session, rows)
+    adapted, references = judged.answers[ADAPTED], judged.references
+    result = {
         "task": session.task.name,
         "metric": session.task.metric,
         "data": data or session.config.data,
         "split": split if data is None else None,
-        "value": interval(metric, adapted, references, seed=seed).as_dict(),
-        "base": interval(metric, base, references, seed=seed).as_dict(),
-        "gain_over_base": difference(metric, adapted, base, references, seed=seed).as_dict(),
+        "value": judged.interval(ADAPTED).as_dict(),
+        "base": judged.interval("base").as_dict(),
+        "gain_over_base": judged.gain("base").as_dict(),
+        **_head(judged),
         "metrics": {
             name: METRICS[name].value(adapted, references) for name in session.task.metrics[1:]
         },
+        **_beside(judged, asked, split if data is None else None),
         "notes": session.notes,
     }
+    if out is not None:
+        write(result, folder, Path(out))
+    return result
+
+
+def _head(judged: Judged) -> dict[str, Any]:
+    if "head" not in judged.outputs:
+        return {}
+    return {
+        "head": judged.interval("head").as_dict(),
+        "gain_over_head": judged.gain("head").as_dict(),
+    }
+
+
+def _beside(judged: Judged, asked: Asked, split: str | None) -> dict[str, Any]:
+    """What was asked for beside the metric."""
+    session, found = judged.session, dict[str, Any]()
+    if asked.columns and judged.against == "base" and session.fresh:
+        session.notes.append(
+            "the base's new head is as it was drawn, and this run kept none that was trained "
+            "alone: what the adapted model stands beside answers at random"
+        )
+    if asked.slices:
+        found["slices"] = [slices.by_column(judged, name) for name in asked.slices]
+    if asked.fairness:
+        groups = [fairness.by_group(judged, name, asked.positive) for name in asked.fairness]
+        found["fairness"] = groups
+        session.notes.extend(said for one in groups for said in fairness.warnings(one))
+    if asked.calibration:
+        held_out = _validation(judged) if split != "validation" else None
+        found["calibration"] = calibration.measure(judged, held_out)
+    if asked.robustness:
+        found["robustness"] = robustness.measure(judged)
+    if asked.stereotypes:
+        found["stereotypes"] = stereotypes.measure(session)
+    return found
+
+
+def _validation(judged: Judged) -> Judged | None:
+    """The run's own validation split, by which a temperature is found."""
+    session = judged.session
+    try:
+        rows = read_data(session.config).validation
+        check_digest(session.config, "validation", rows)
+    except InputError as error:
+        session.notes.append(f"no temperature was fitted: {error}")
+        return None
+    return judge_rows(session, rows)
 
 
 def _rows(
@@ -90,13 +160,14 @@ def _rows(
     split: str,
     columns: Mapping[str, str],
     skip_bad_rows: bool,
+    beside: Sequence[str],
 ) -> Any:
     if data is None:
         if columns:
             raise InputError(
                 "the run's own data has the columns of the run: name them with --data only"
             )
-        rows = getattr(read_data(session.config), split)
+        rows = getattr(read_data(session.config, beside), split)
         check_digest(session.config, split, rows)
         return rows
     rows, notes = read_rows(
@@ -106,6 +177,7 @@ def _rows(
         skip_bad_rows=skip_bad_rows,
         fault=faults(session.task, session.config.model),
         arrange=_arrange(session, new=False),
+        beside=beside,
     )
     session.notes.extend(notes)
     session.task.check(rows, session.labels, data)

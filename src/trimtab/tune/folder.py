@@ -13,7 +13,8 @@ from trimtab.tune.config import Config, parse, read
 
 @dataclass(frozen=True)
 class Run:
-    """`config.yaml  adapter/  checkpoints/  metrics.json  log.jsonl  report.html`."""
+    """`config.yaml  adapter/  checkpoints/  metrics.json  log.jsonl  report.html`; `head` is what
+    was trained alone, to compare."""
 
     path: Path
 
@@ -22,6 +23,7 @@ class Run:
     checkpoints = property(lambda self: self.path / "checkpoints")
     metrics_file = property(lambda self: self.path / "metrics.json")
     log = property(lambda self: self.path / "log.jsonl")
+    head = property(lambda self: self.path / "head.safetensors")
     report = property(lambda self: self.path / "report.html")
 
     @property

@@ -13,6 +13,8 @@ from trimtab.core.counts import summary
 from trimtab.evaluate.bootstrap import Interval
 from trimtab.evaluate.metrics import METRICS, difference, interval
 from trimtab.store import fingerprint
+from trimtab.store.files import write_tensors
+from trimtab.tune import answers as recorded
 from trimtab.tune import hardware
 from trimtab.tune.progress import read_log
 
@@ -33,6 +35,10 @@ def conclude(work: Work, memory: Memory, tokens: int, wall: float) -> dict[str, 
     _note_waiting(work, memory)
     metrics = _metrics(work, memory, tokens, wall, intervals, differences)
     metrics["metrics"] = _further(work, answers)
+    by_row = {row: found["test"] for row, found in answers.items()}
+    if work.probed is not None:
+        write_tensors(work.run.head, work.probed.state_dict())
+    recorded.write(work.run.path, by_row, _references(work, "test"))
     work.run.write_metrics(metrics)
     write_report(_report(work, metrics, answers, intervals, differences), work.run.report)
     return metrics
@@ -116,6 +122,7 @@ def _metrics(
         },
         "gain_over": {row: interval.as_dict() for row, interval in differences.items()},
         "baseline_costs": _baseline_costs(work),
+        "train_rows": len(work.splits.train),
         "trainable": counted.trainable,
         "total": counted.total,
         "adapter_bytes": folder_bytes(work.run.adapter),

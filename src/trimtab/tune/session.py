@@ -39,7 +39,8 @@ _LONG = 0.05  # share of truncated texts from which a warning is due
 @dataclass
 class Session:
     """Everything a run works on. `fresh` names the parameters that no checkpoint filled (a new
-    head); `first` is the attention that the model has before one is chosen by measurement.
+    head); `first` is the attention that the model has before one is chosen by measurement;
+    `probed` is the head that a finished run trained alone.
     """
 
     config: Config
@@ -51,6 +52,7 @@ class Session:
     first: str | None = None
     notes: list[str] = field(default_factory=list)
     distiller: Any = None
+    probed: Any = None
     phases: Phases = QUIET
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -117,7 +119,9 @@ def read_whole(config: Config, beside: Sequence[str] = ()) -> Splits:
         return docstrings(_data_seed(config))
     task = config.build_task()
     arrange = functools.partial(task.arranged, model=config.model, new=False)
-    return load(config.data, **_reading(config), tidied=config.clean, arrange=arrange, beside=beside)
+    return load(
+        config.data, **_reading(config), tidied=config.clean, arrange=arrange, beside=beside
+    )
 
 
 def read_stream(config: Config) -> tuple[Splits, Pieces]:
