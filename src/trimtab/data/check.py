@@ -14,7 +14,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from trimtab.core.errors import InputError
-from trimtab.data import media
+from trimtab.data import clips, media
 from trimtab.data.cleaning import AS_TEXT, nearly_empty
 from trimtab.data.columns import Column
 from trimtab.data.kinds import KINDS
@@ -220,6 +220,7 @@ _MEASURES: dict[str, tuple[str, Callable[[Any], float]]] = {
     "boxes": ("boxes", lambda cell: len(cell["boxes"])),
     "image": ("pixels of the longer side", lambda cell: max(media.size(cell))),
     "audio": ("seconds", media.seconds),
+    "video": ("frames", clips.length),
 }
 
 

@@ -7,11 +7,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from trimtab.data import cells, media, molecules, regions
+from trimtab.data import cells, clips, media, molecules, regions
 from trimtab.data.cells import Kind, Places
 from trimtab.data.columns import Column
 
-KINDS: dict[str, Kind] = {**cells.KINDS, **media.KINDS, **regions.KINDS, **molecules.KINDS}
+KINDS: dict[str, Kind] = {
+    **cells.KINDS,
+    **media.KINDS,
+    **clips.KINDS,
+    **regions.KINDS,
+    **molecules.KINDS,
+}
 
 
 def read(column: Column, values: Sequence[object], places: Places) -> list[Any]:

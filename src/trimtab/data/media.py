@@ -28,6 +28,7 @@ Cell = str | bytes
 SUFFIXES = {
     "image": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"),
     "audio": (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"),
+    "video": (".npy", ".npz", ".apng", ".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm"),
 }
 RATES = (1_000, 768_000)  # samples in a second of what has ever been a recording
 SILENCE = 1e-4  # a wave that nowhere moves further than this is 80 dB below full scale
@@ -35,7 +36,7 @@ _BLOCK = 1 << 18
 
 
 def family(path: Path) -> str | None:
-    """ "image", "audio" or nothing, by the suffix."""
+    """ "image", "audio", "video" or nothing, by the suffix; a GIF may be either of two."""
     return next((kind for kind, known in SUFFIXES.items() if path.suffix.lower() in known), None)
 
 
@@ -46,7 +47,7 @@ def image(cell: Cell) -> Image:
     """The picture in RGB, upright; what is transparent is white."""
     from PIL import ImageOps
 
-    with _pillow(cell) as opened:
+    with pillow(cell) as opened:
         upright = ImageOps.exif_transpose(opened)
         if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
             return _on_white(upright.convert("RGBA"))
@@ -57,14 +58,14 @@ def image(cell: Cell) -> Image:
 
 def size(cell: Cell) -> tuple[int, int]:
     """Width and height of the upright picture, from the file's header."""
-    with _pillow(cell) as opened:
+    with pillow(cell) as opened:
         turned = opened.getexif().get(0x0112, 1) >= 5
         return opened.size[::-1] if turned else opened.size
 
 
 def mode(cell: Cell) -> str:
     """Pillow's name for what a pixel holds."""
-    with _pillow(cell) as opened:
+    with pillow(cell) as opened:
         return opened.mode
 
 
@@ -72,7 +73,7 @@ def mask(cell: Cell) -> np.ndarray:
     """A label image: (height, width) whole numbers, one class each."""
     import numpy as np
 
-    with _pillow(cell) as opened:
+    with pillow(cell) as opened:
         return np.asarray(opened).astype(np.int64)
 
 
@@ -133,7 +134,7 @@ def read_audio(name: str, value: Any, places: Places = ()) -> Cell:
 
     cell = find(name, value, places)
     low, high, heard = math.inf, -math.inf, 0
-    with _faults(told(name, value), "a recording"), _sound(cell) as file:
+    with faults(told(name, value), "a recording"), _sound(cell) as file:
         rate, frames = file.samplerate, file.frames
         for block in file.blocks(_BLOCK, dtype="float32", always_2d=True):
             wave = block.mean(axis=1)
@@ -150,25 +151,25 @@ def read_audio(name: str, value: Any, places: Places = ()) -> Cell:
     return cell
 
 
-def find(name: str, value: Any, places: Places) -> Cell:
-    """The absolute path that a cell names, or the bytes that it has."""
+def find(name: str, value: Any, places: Places, *, folders: bool = False) -> Cell:
+    """The absolute path that a cell names (with `folders`, of one, too), or the bytes that it has."""
     match value:
         case {"bytes": bytes() as data}:
             return data
         case {"path": str() as path}:
-            return find(name, path, places)
+            return find(name, path, places, folders=folders)
         case bytes():
             return value
         case str():
-            return _path(name, value, places)
+            return _path(name, value, places, folders)
     raise ValueError(f"the {name} is a {type(value).__name__}, not the path or the bytes of a file")
 
 
-def _path(name: str, given: str, places: Places) -> str:
+def _path(name: str, given: str, places: Places, folders: bool) -> str:
     for place in places or (Path(),):
         try:
             path = (place / given.strip()).expanduser().absolute()
-            if path.is_file():
+            if path.is_file() or (folders and path.is_dir()):
                 return str(path)
         except (ValueError, OSError, RuntimeError):  # no name that a file could have
             continue
@@ -186,13 +187,13 @@ def told(name: str, value: Any) -> str:
 
 def refuse_broken(cell: Cell, what: str) -> None:
     """Decode all of it; a JPEG at an eighth of its size, which reads every byte in less time."""
-    with _faults(what, "an image"), _pillow(cell) as opened:
+    with faults(what, "an image"), pillow(cell) as opened:
         opened.draft("RGB", (max(1, opened.width // 8), max(1, opened.height // 8)))
         opened.load()
 
 
 @contextmanager
-def _faults(what: str, expected: str) -> Iterator[None]:
+def faults(what: str, expected: str) -> Iterator[None]:
     """Whatever a decoder trips over, as the fault of this cell."""
     try:
         yield
@@ -209,7 +210,7 @@ def _cannot(what: str, expected: str, error: Exception) -> str:
 
 
 @contextmanager
-def _pillow(cell: Cell) -> Iterator[Image]:
+def pillow(cell: Cell) -> Iterator[Image]:
     try:
         from PIL import Image as Module
     except ImportError as error:

@@ -28,6 +28,7 @@ TASKS = {
         "automatic_speech_recognition",
         "AutomaticSpeechRecognition",
     ),
+    "video-classification": ("video_classification", "VideoClassification"),
     "object-detection": ("object_detection", "ObjectDetection"),
     "image-segmentation": ("image_segmentation", "ImageSegmentation"),
     "molecule-property": ("molecule_property", "MoleculeProperty"),
