@@ -139,6 +139,12 @@ def tune(
     stream: Annotated[
         bool | None, Option("--stream", help="Read train in pieces, as it is trained on.")
     ] = None,
+    train_rows: Annotated[
+        int | None, Option(help="Train on so many rows at most, drawn with the seed.")
+    ] = None,
+    data_seed: Annotated[
+        int | None, Option(help="Of splits that are made; --seed, if left out.")
+    ] = None,
     resume: Annotated[bool, Option("--resume", help="Go on with the run in --out.")] = False,
     json_: Annotated[
         bool, Option("--json", help="Print metrics as JSON, and no progress.")

@@ -44,6 +44,14 @@ def share(part: int, whole: int) -> str:
     return f"{min(percent, 99.99):.2f} %" if percent < 10 else f"{min(percent, 99.9):.1f} %"
 
 
+def short(value: float) -> str:
+    """0.85, 20, 5 k, 1 M: beside an axis."""
+    for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= unit:
+            return f"{value / unit:g}{name}".replace("-", "−")
+    return f"{value:.4g}".replace("-", "−")
+
+
 def duration(seconds: float) -> str:
     """0.8 s, 42 s, 3 min 12 s, 1 h 04 min."""
     if not math.isfinite(seconds):

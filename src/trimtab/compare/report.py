@@ -90,18 +90,36 @@ def write_report(report: Report, path: Path) -> None:
 
 def render(report: Report) -> str:
     """The page as text; the same report gives the same page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(
+    layout = blocks.arrange(report.sites)
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            layout=layout,
+            figures={name: Markup(text) for name, text in _figures(report, layout).items()},
+            plotly=Markup(get_plotlyjs()),
+            scale=scale([row.test for row in report.rows if row.test]),
+            share=numbers.share,
+        )
+    )
+
+
+def environment() -> Any:
+    """What all pages are made with: whatever comes from data is text in them, never markup."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "metric": numbers.metric,
         "bounds": numbers.bounds,
         "count": numbers.count,
@@ -109,16 +127,8 @@ def render(report: Report) -> str:
         "duration": numbers.duration,
         "excerpt": excerpt,
     }
-    environment.tests["finite"] = is_finite
-    layout = blocks.arrange(report.sites)
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        layout=layout,
-        figures={name: Markup(text) for name, text in _figures(report, layout).items()},
-        plotly=Markup(get_plotlyjs()),
-        scale=scale([row.test for row in report.rows if row.test]),
-        share=numbers.share,
-    )
+    made.tests["finite"] = is_finite
+    return made
 
 
 def summary_sentence(

@@ -66,6 +66,8 @@ class Config(BaseModel):
     skip_bad_rows: bool = False
     clean: list[str] = []
     stream: bool = False
+    train_rows: int | None = Field(None, ge=1)
+    data_seed: int | None = Field(None, ge=0, lt=2**32)
     labels: list[str] | None = None
     first_position: bool | None = None
     digests: dict[str, str] = {}

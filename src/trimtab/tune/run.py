@@ -38,11 +38,13 @@ from trimtab.tune.session import (
     choose_replicas,
     choose_workers,
     digest,
+    fewer,
     loss,
     narrow,
     note_truncation,
     open_session,
     read_data,
+    read_whole,
     settle_length,
 )
 from trimtab.tune.training import check_trackers, train
@@ -113,8 +115,9 @@ def _ready(run: Run, config: Config, phases: Phases) -> tuple[Work, Adapter]:
 
 def _prepare(run: Run, config: Config, phases: Phases) -> Work:
     with phases.doing(f"reading {config.data}"):
-        splits = read_data(config)
-    labels = _labels(config, splits)
+        whole = read_whole(config)
+    labels = _labels(config, whole)  # those of few rows would not be all
+    splits = fewer(config, whole)
     with phases.doing(f"opening {config.model}"):
         session = open_session(config, labels)
     session.phases = phases
