@@ -47,10 +47,11 @@ ROLES = {
 
 _QKV = r"c_attn|qkv|qkv_proj|query_key_value|in_proj|in_proj_weight|Wqkv"
 _PARTS = {
-    "query": re.compile(rf"(q|query|q_proj|q_lin|query_proj|q_proj_weight|{_QKV})"),
-    "key": re.compile(rf"(k|key|k_proj|k_lin|key_proj|k_proj_weight|{_QKV})"),
-    "value": re.compile(rf"(v|value|v_proj|v_lin|value_proj|v_proj_weight|{_QKV})"),
+    "query": re.compile(rf"(q|query|q_proj|q_lin|query_proj|q_proj_weight|to_q|add_q_proj|{_QKV})"),
+    "key": re.compile(rf"(k|key|k_proj|k_lin|key_proj|k_proj_weight|to_k|add_k_proj|{_QKV})"),
+    "value": re.compile(rf"(v|value|v_proj|v_lin|value_proj|v_proj_weight|to_v|add_v_proj|{_QKV})"),
 }
+_FEED = re.compile(r"ff|ff_context|ffn|mlp")
 _PART = re.compile(r"(.*)\[(query|key|value)\]")
 _CONTIGUOUS = re.compile(r"c_attn|qkv|qkv_proj|in_proj|in_proj_weight|Wqkv")
 
@@ -213,7 +214,8 @@ def _place(site: Site) -> set[str]:
     *way, leaf = site.name.split(".")
     if not any(part.isdigit() for part in way):
         return set()
-    if any(ATTENTION.search(part) for part in way):
+    named = (part for part in reversed(way) if ATTENTION.search(part) or _FEED.fullmatch(part))
+    if ATTENTION.search(next(named, "")):  # the innermost: diffusion's blocks lie in `attentions`
         return {"attention"} | {part for part, names in _PARTS.items() if names.fullmatch(leaf)}
     return {"mlp", "down"} if site.out_features < site.in_features else {"mlp"}
 

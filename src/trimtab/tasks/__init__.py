@@ -19,6 +19,7 @@ TASKS = {
     "text-generation": ("text_generation", "TextGeneration"),
     "text2text-generation": ("text2text_generation", "Text2TextGeneration"),
     "token-classification": ("token_classification", "TokenClassification"),
+    "tabular-classification": ("tabular_classification", "TabularClassification"),
     "preference": ("preference", "Preference"),
     "question-answering": ("question_answering", "QuestionAnswering"),
     "sentence-similarity": ("sentence_similarity", "SentenceSimilarity"),
@@ -30,6 +31,10 @@ TASKS = {
     ),
     "video-classification": ("video_classification", "VideoClassification"),
     "object-detection": ("object_detection", "ObjectDetection"),
+    "unconditional-image-generation": (
+        "unconditional_image_generation",
+        "UnconditionalImageGeneration",
+    ),
     "image-segmentation": ("image_segmentation", "ImageSegmentation"),
     "molecule-property": ("molecule_property", "MoleculeProperty"),
     "molecule-pair": ("molecule_pair", "MoleculePair"),
