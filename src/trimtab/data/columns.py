@@ -10,7 +10,7 @@ from trimtab.core.errors import InputError, nearest
 
 KindName = Literal[
     *("text", "label", "words", "tags", "labels", "number", "numbers", "messages", "answers"),
-    *("image", "audio", "video", "boxes", "mask", "smiles"),
+    *("image", "audio", "video", "boxes", "mask", "smiles", "points"),
 ]
 
 BESIDE = "beside "  # before the name of a column that a task does not know, in a loaded data set
@@ -23,7 +23,8 @@ class Column:
     `name` is the canonical name, the one a loaded data set has; `aliases` are the names it usually
     goes by in files, in order of preference. A column that is not `required` may be absent, and
     its cells may be empty. What each kind holds is told in `trimtab.data.cells`, `media`,
-    `regions` and `molecules`. A `label` names a class: splits are made in equal shares of each.
+    `regions`, `molecules` and `clouds`. A `label` names a class: splits are made in equal shares of
+    each.
     """
 
     name: str

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from trimtab.data import cells, clips, media, molecules, regions
+from trimtab.data import cells, clips, clouds, media, molecules, regions
 from trimtab.data.cells import Kind, Places
 from trimtab.data.columns import Column
 
@@ -17,6 +17,7 @@ KINDS: dict[str, Kind] = {
     **clips.KINDS,
     **regions.KINDS,
     **molecules.KINDS,
+    **clouds.KINDS,
 }
 
 

@@ -29,6 +29,7 @@ SUFFIXES = {
     "image": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"),
     "audio": (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"),
     "video": (".npy", ".npz", ".apng", ".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm"),
+    "points": (".xyz",),
 }
 RATES = (1_000, 768_000)  # samples in a second of what has ever been a recording
 SILENCE = 1e-4  # a wave that nowhere moves further than this is 80 dB below full scale
@@ -152,7 +153,7 @@ def read_audio(name: str, value: Any, places: Places = ()) -> Cell:
 
 
 def find(name: str, value: Any, places: Places, *, folders: bool = False) -> Cell:
-    """The absolute path that a cell names (with `folders`, of one, too), or the bytes that it has."""
+    """The absolute path of the file (or folder, with `folders`) that a cell names, or its bytes."""
     match value:
         case {"bytes": bytes() as data}:
             return data

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trimtab.core.errors import InputError
 from trimtab.kernels import attention
 
 _GAIN = 1.2  # how much faster bf16 products must be before the base is kept in bf16
@@ -109,6 +110,8 @@ def take_attention(model: Any, name: str) -> None:
     """From now on the model computes attention by this implementation."""
     if name == attention.NAME:
         attention.blockwise(model)
+    elif not hasattr(model, "set_attn_implementation"):
+        raise InputError(f"a {type(model).__name__} has no attention that could be chosen")
     else:
         model.set_attn_implementation(name)
 
