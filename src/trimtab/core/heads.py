@@ -13,7 +13,8 @@ def heads(model: nn.Module) -> list[str]:
 
     In transformers' models that is whatever with parameters lies outside the pre-trained body
     (`base_model_prefix`), or the output embedding of a model that is its own body (T5). In any
-    other module it is the last linear map, in order of definition.
+    other module it is the last linear map, in order of definition; one that ends in a convolution
+    (a UNet) has none.
     """
     body = getattr(model, "base_model", None)
     if isinstance(body, nn.Module):
@@ -27,8 +28,12 @@ def heads(model: nn.Module) -> list[str]:
             ]
         output = getattr(model, "get_output_embeddings", lambda: None)()
         return [name for name, module in walk(model) if module is output][:1]
-    linears = [name for name, module in walk(model) if hasattr(module, "out_features")]
-    return linears[-1:]
+    maps = [(name, m) for name, m in walk(model) if hasattr(m, "out_features") or _convolves(m)]
+    return [name for name, module in maps[-1:] if not _convolves(module)]
+
+
+def _convolves(module: nn.Module) -> bool:
+    return isinstance(plain(module), nn.modules.conv._ConvNd)
 
 
 def drawn(model: nn.Module) -> list[str]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from trimtab.core.errors import AdapterMismatch, InputError
 from trimtab.core.method import Additive, Method, Values
-from trimtab.store import hf, native
+from trimtab.store import diffusers, hf, native
+from trimtab.store.files import read_tensors
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,12 @@ def describe(folder: str | Path) -> Saved:
     if (folder / native.CONFIG).exists():
         return _native(folder)
     if (folder / hf.CONFIG).exists():
-        return _hf(folder)
+        config, tensors = hf.read(folder)
+        return _hf(folder, "peft", config, tensors, hf.remembered(folder))
+    if (folder / diffusers.TENSORS).exists():
+        told = {"peft_type": "LORA"}
+        tensors = read_tensors(folder / diffusers.TENSORS)
+        return _hf(folder, "diffusers", told, tensors, diffusers.remembered(folder))
     if (folder / "config.yaml").exists():
         raise InputError(
             f"the run in {folder} is not finished and has no adapter yet: go on with trimtab tune "
@@ -86,18 +92,23 @@ def _native(folder: Path) -> Saved:
     return Saved(folder, "trimtab", config["name"], base, entries, sites, _bytes(folder))
 
 
-def _hf(folder: Path) -> Saved:
-    config, tensors = hf.read(folder)
+def _hf(
+    folder: Path,
+    format: str,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    remembered: dict[str, Any] | None,
+) -> Saved:
     by_site: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         site, _, leaf = key.removeprefix("base_model.model.").rpartition(".")
         by_site.setdefault(site, {})[leaf] = tensor
     sites = [_counted(name, str(config.get("peft_type")), own) for name, own in by_site.items()]
     methods = [{"method": config.get("peft_type"), "sites": len(sites)}]
-    known = hf.remembered(folder) or {"name": folder.name, "base": {}}
+    known = remembered or {"name": folder.name, "base": {}}
     base = {key: known["base"].get(key) for key in ("class", "name", "fingerprint")}
     base["name"] = base["name"] or config.get("base_model_name_or_path")
-    return Saved(folder, "peft", known["name"], base, methods, sites, _bytes(folder))
+    return Saved(folder, format, known["name"], base, methods, sites, _bytes(folder))
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from trimtab.core.site import Site
 from trimtab.core.training import warn_unready, warn_unscheduled
 from trimtab.match import sites
 from trimtab.place import Built, build, place
-from trimtab.store import adapterhub, compositions, fingerprint, hf, native
+from trimtab.store import adapterhub, compositions, diffusers, fingerprint, hf, native
 
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
@@ -35,7 +35,8 @@ def save(
     """Write an adapter (the only one, if no name is given) as safetensors and JSON; of a
     composition, such as `Stack("a", "b")`, every adapter in a folder of its own.
 
-    `format="peft"` writes the files of HF PEFT, and refuses what that format cannot express.
+    `format="peft"` writes the files of HF PEFT, `format="diffusers"` the one that pipelines of
+    diffusers load; they refuse what they cannot express.
     Under FSDP2 all processes call it together. Returns the folder.
     """
     folder = Path(folder)
@@ -45,9 +46,9 @@ def save(
     intact(model, [adapter])
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: an adapter is saved into a folder")
-    formats = {"trimtab": native, "peft": hf}
+    formats = {"trimtab": native, "peft": hf, "diffusers": diffusers}
     if format not in formats:
-        raise InputError(f"format is 'trimtab' or 'peft', not {format!r}")
+        raise InputError(f"format is 'trimtab', 'peft' or 'diffusers', not {format!r}")
     warn_unscheduled(model, adapter)
     warn_unready(model, adapter)
     formats.pop(format).write(unwrap(model), adapter, folder)
@@ -65,7 +66,7 @@ def _save_composition(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: a composition is saved into a folder")
     compositions.write(model, composition, folder, lambda one, to: save(model, to, name=one))
-    for file in (native.CONFIG, native.TENSORS, hf.CONFIG, hf.TENSORS):
+    for file in (native.CONFIG, native.TENSORS, hf.CONFIG, hf.TENSORS, diffusers.TENSORS):
         (folder / file).unlink(missing_ok=True)
     return folder
 
@@ -115,9 +116,12 @@ def load(
         adapter = place_read(model, name or saved.name, pairs, tensors)
     elif (folder / hf.CONFIG).exists():
         adapter = _load_hf(model, folder, name, force)
+    elif (folder / diffusers.TENSORS).exists():
+        adapter = _load_diffusers(model, folder, name, force)
     else:
         raise InputError(
-            f"{folder} holds no adapter: neither {native.CONFIG} nor {hf.CONFIG} is there"
+            f"{folder} holds no adapter: none of {native.CONFIG}, {hf.CONFIG} and "
+            f"{diffusers.TENSORS} is there"
         )
     return set_trainable(adapter, trainable)
 
@@ -186,6 +190,15 @@ def _load_hf(model: nn.Module, folder: Path, name: str | None, force: bool) -> A
     pairs, renamed = hf.interpret(config, tensors, model, _known(model), name)
     base = remembered and remembered["base"]
     return place_read(model, name, pairs, renamed, base=base, force=force)
+
+
+def _load_diffusers(model: nn.Module, folder: Path, name: str | None, force: bool) -> Adapter:
+    remembered = diffusers.remembered(folder)
+    name = name or (remembered["name"] if remembered else "default")
+    admit(model, name)
+    pairs, tensors = diffusers.interpret(folder, unwrap(model), _known(model), name)
+    base = remembered and remembered["base"]
+    return place_read(model, name, pairs, tensors, base=base, force=force)
 
 
 def place_read(

@@ -6,8 +6,11 @@ an error only when its value is not off, so that newer files load where they can
 
 from trimtab.store.hf.fields import CONFIG as CONFIG
 from trimtab.store.hf.planning import plan as plan
+from trimtab.store.hf.reading import PREFIX as PREFIX
 from trimtab.store.hf.reading import TENSORS as TENSORS
 from trimtab.store.hf.reading import interpret as interpret
 from trimtab.store.hf.reading import read as read
 from trimtab.store.hf.reading import remembered as remembered
+from trimtab.store.hf.writing import content as content
+from trimtab.store.hf.writing import remember as remember
 from trimtab.store.hf.writing import write as write

@@ -37,11 +37,11 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return read_json(folder / CONFIG), read_tensors(folder / TENSORS)
 
 
-def remembered(folder: Path) -> dict[str, Any] | None:
+def remembered(folder: Path, tensors: str = TENSORS) -> dict[str, Any] | None:
     """The adapter's name and base, where Trimtab wrote the file: that format has no place for
     them but beside the tensors.
     """
-    where = folder / TENSORS
+    where = folder / tensors
     text = read_metadata(where).get(REMEMBERED)
     if text is None:
         return None

@@ -31,6 +31,19 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
     """The adapter in HF PEFT's format, or an `InputError` that says what that format cannot
     hold.
     """
+    config, tensors = content(model, adapter)
+    write_tensors(folder / TENSORS, tensors, remember(model, adapter))
+    write_json(folder / CONFIG, config)
+
+
+def remember(model: nn.Module, adapter: Adapter) -> dict[str, str]:
+    """What that format has no place for but beside the tensors."""
+    kept = {"name": adapter.name, "base": native.base(model, adapter)}
+    return {REMEMBERED: json.dumps(kept)}
+
+
+def content(model: nn.Module, adapter: Adapter) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration and the tensors that the files hold."""
     members = [delta.alike() for delta in adapter.members]
     if members != adapter.members:
         entries = tuple((delta.site.name, delta.method) for delta in members)
@@ -62,9 +75,7 @@ def write(model: nn.Module, adapter: Adapter, folder: Path) -> None:
             tensors = {key: one for key, one in tensors.items() if not key.endswith(gone)}
         if names.form:
             tensors = names.form.write(config, tensors)
-    remembered = json.dumps({"name": adapter.name, "base": native.base(model, adapter)})
-    write_tensors(folder / TENSORS, tensors, {REMEMBERED: remembered})
-    write_json(folder / CONFIG, dict(sorted(config.items())))
+    return dict(sorted(config.items())), tensors
 
 
 def _refuse_untied(model: nn.Module, adapter: Adapter) -> None:
