@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +19,10 @@ def trained(
     *,
     batch: int = 64,
     lr: float = 1e-3,
+    clip: float = math.inf,
 ) -> Any:
-    """`steps` of AdamW under a rate that rises and falls; `loss` asks which examples are drawn."""
+    """`steps` of AdamW under a rate that rises and falls; `loss` asks which examples are drawn.
+    Gradients of a larger norm than `clip` are brought to it."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(n: int) -> Tensor:
@@ -31,6 +34,7 @@ def trained(
     for _ in range(steps):
         optimizer.zero_grad()
         loss(drawn).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         schedule.step()
     return model.eval()

@@ -182,7 +182,7 @@ def test_texts_and_recordings_that_do_not_fit(
     assert "bad.jsonl, line 1: the audio 'bad-0.wav' is silent" in told
     assert "line 2: the text needs 39 frames, and the model has 12 for 0.10 seconds" in told
     assert "line 3: empty text" in told
-    assert "line 4: the recording has 2.5 seconds and 2 are heard" in told
+    assert "bad-3.wav' has 2.5 seconds and 2 are heard" in told
     config = quick(task=TASK, model=writers / "writing", data=data)
     told = refused(config)
     assert "line 2: the text needs 40 tokens, and the model has 20" in told

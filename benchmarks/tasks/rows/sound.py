@@ -66,7 +66,7 @@ def aligned(shared: Path, out: Path) -> None:
         mask_time_length=4,
     )
     extractor = hf.Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=True)
-    _pretrained(shared, out, [hf.Wav2Vec2ForCTC(config), extractor], steps=300)
+    _pretrained(shared, out, [hf.Wav2Vec2ForCTC(config), extractor], steps=500)
 
 
 def writing(shared: Path, out: Path) -> None:
@@ -100,7 +100,7 @@ def writing(shared: Path, out: Path) -> None:
     times = {"sampling_rate": RATE, "hop_length": 80, "n_fft": 400, "chunk_length": 2}
     extractor = hf.WhisperFeatureExtractor(feature_size=40, **times)
     parts = [hf.WhisperForConditionalGeneration(config), extractor, tokenizer]
-    _pretrained(shared, out, parts, steps=300)
+    _pretrained(shared, out, parts, steps=500)
 
 
 def _pretrained(shared: Path, out: Path, parts: Sequence[Any], *, steps: int) -> None:
@@ -129,7 +129,7 @@ def pretrained(task: Task, folder: Path, rows: Any, *, steps: int) -> Any:
         batch = task.collate([examples[i] for i in drawn(len(examples)).tolist()], processor)
         return task.loss(model, batch)[0]
 
-    trained(model, steps, loss, batch=32, lr=3e-3).save_pretrained(folder)
+    trained(model, steps, loss, batch=32, lr=3e-3, clip=1.0).save_pretrained(folder)
     return processor
 
 
@@ -138,17 +138,17 @@ MODELS: dict[str, Make] = {"wav2vec2-four-speakers": aligned, "whisper-four-spea
 ROWS = {
     "speech-ctc": Row(
         *("automatic-speech-recognition", "wav2vec2-four-speakers", "spoken_words"),
-        options=("--batch-size", "16", "--target", "all-linear"),
+        options=("--batch-size", "16"),
         steps=120,
     ),
     "speech-whisper": Row(
         *("automatic-speech-recognition", "whisper-four-speakers", "spoken_words"),
-        options=("--batch-size", "16", "--target", "all-linear"),
+        options=("--batch-size", "16"),
         steps=120,
     ),
     "spoken-digits": Row(
         *("audio-classification", "wav2vec2-four-speakers", "spoken_words"),
-        options=("--batch-size", "16", "--target", "all-linear"),
+        options=("--batch-size", "16"),
         steps=120,
     ),
 }

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import zipfile
 from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,16 +136,13 @@ def _array(cell: media.Cell) -> tuple[int, _Read]:
 def _loaded(cell: media.Cell) -> np.ndarray:
     import numpy as np
 
-    try:
-        made = np.load(io.BytesIO(cell) if isinstance(cell, bytes) else cell, allow_pickle=False)
+    with io.BytesIO(cell) if isinstance(cell, bytes) else Path(cell).open("rb") as file:
+        made = np.load(file, allow_pickle=False)
         if isinstance(made, np.ndarray):
             return made
-        with made:
-            if len(made.files) != 1:
-                raise ValueError(f"{len(made.files)} arrays, where one is asked")
-            return made[made.files[0]]
-    except zipfile.BadZipFile as error:
-        raise ValueError("the file is cut off") from error
+        if len(made.files) != 1:
+            raise ValueError(f"{len(made.files)} arrays, where one is asked")
+        return made[made.files[0]]
 
 
 def _folder(path: Path) -> tuple[int, _Read]:
@@ -154,7 +150,8 @@ def _folder(path: Path) -> tuple[int, _Read]:
     files = [one for one in path.iterdir() if one.suffix.lower() in _PICTURES]
     numbered = [(int(number[-1]), one) for one in files if (number := re.findall(r"\d+", one.stem))]
     if not files or len(numbered) < len(files):
-        which = f"{min(files).name} has no number" if files else "it has no pictures"
+        other = set(files) - {one for _, one in numbered}
+        which = f"{min(other).name} has no number" if other else "it has no pictures"
         raise ValueError(f"a folder of numbered pictures is asked, and {which}")
     ordered = [one for _, one in sorted(numbered)]
 

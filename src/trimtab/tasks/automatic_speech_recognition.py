@@ -86,10 +86,11 @@ class AutomaticSpeechRecognition(Task):
         speech = _opened(self, model)
         seconds = media.seconds(row["audio"])
         if seconds > speech.seconds:
+            what = media.told("recording", row["audio"])
+            cure = ", or raise max_seconds" if speech.seconds == self.max_seconds else ""
             return (
-                f"the recording has {seconds:.1f} seconds and {speech.seconds:g} are heard: cut it "
-                "in pieces"
-                + (", or raise max_seconds" if speech.seconds == self.max_seconds else "")
+                f"{what} has {seconds:.1f} seconds and {speech.seconds:g} are heard: cut it in "
+                f"pieces{cure}"
             )
         return (
             self._unsayable(self.written(row["text"]), seconds, speech) if "text" in row else None

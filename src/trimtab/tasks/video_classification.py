@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core.errors import InputError
-from trimtab.data import Column, clips
+from trimtab.data import Column, clips, media
 from trimtab.tasks import models
 from trimtab.tasks.one_label import LABEL, OneLabel, labelled
 from trimtab.tasks.pictures import Pictures, PictureTask, hold_statistics, named
@@ -72,7 +72,8 @@ class VideoClassification(OneLabel, PictureTask):
         there, needed = clips.length(row["video"]), looked_at(model)
         if there >= needed:
             return None
-        return f"the clip has {there} frames, and {model!r} looks at {needed}: give a longer one"
+        what = media.told("clip", row["video"])
+        return f"{what} has {there} frames, and {model!r} looks at {needed}: give a longer one"
 
     def processor(self, model: str) -> Clips:
         count = looked_at(model)
