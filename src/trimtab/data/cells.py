@@ -104,6 +104,19 @@ def numbers(name: str, value: Any, places: Places = ()) -> list[float]:
     return [number(f"{name}, number {i},", one) for i, one in enumerate(found, start=1)]
 
 
+def vectors(name: str, value: Any, places: Places = ()) -> list[list[float]]:
+    """A list of lists of numbers, all of one length; of single numbers, each is such a list."""
+    given = listed(name, value, lambda text: [text])
+    found = [
+        numbers(f"{name}, row {i}", one if isinstance(one, list | tuple) else [one])
+        for i, one in enumerate(given, start=1)
+    ]
+    for i, one in enumerate(found, start=1):
+        if not one or len(one) != len(found[0]):
+            raise ValueError(f"the {name} have {len(found[0])} numbers in row 1, {len(one)} in {i}")
+    return found
+
+
 def listed(name: str, value: Any, part: Callable[[str], list[str]]) -> list[Any]:
     """A list, whether it came as one, as JSON, as Python prints it, or as a text to be parted."""
     if isinstance(value, str):
@@ -206,6 +219,12 @@ def lists(type_: str) -> Callable[[Sequence[Any]], Any]:
     return feature
 
 
+def matrices(cells: Sequence[Any]) -> Any:
+    import datasets
+
+    return datasets.List(datasets.List(datasets.Value("float64")))
+
+
 def chats(cells: Sequence[Any]) -> Any:
     import datasets
 
@@ -233,6 +252,7 @@ KINDS = {
     "labels": Kind(labels, lists("string"), empty=[], may_be_empty=True, labels=tuple),
     "number": Kind(number, of("float64"), empty=None),
     "numbers": Kind(numbers, lists("float64"), empty=[], key=tuple),
+    "vectors": Kind(vectors, matrices, empty=[], key=json.dumps),
     "messages": Kind(messages, chats, empty=[], key=json.dumps),
     "answers": Kind(answers, starting, empty=[], may_be_empty=True),
 }

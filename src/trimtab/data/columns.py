@@ -9,7 +9,8 @@ from typing import Literal
 from trimtab.core.errors import InputError, nearest
 
 KindName = Literal[
-    *("text", "label", "words", "tags", "labels", "number", "numbers", "messages", "answers"),
+    *("text", "label", "words", "tags", "labels", "number", "numbers"),
+    *("vectors", "messages", "answers"),
     *("image", "audio", "video", "boxes", "mask", "smiles", "points"),
 ]
 

@@ -19,6 +19,7 @@ TASKS = {
     "text-generation": ("text_generation", "TextGeneration"),
     "text2text-generation": ("text2text_generation", "Text2TextGeneration"),
     "token-classification": ("token_classification", "TokenClassification"),
+    "recommendation": ("recommendation", "Recommendation"),
     "tabular-classification": ("tabular_classification", "TabularClassification"),
     "preference": ("preference", "Preference"),
     "question-answering": ("question_answering", "QuestionAnswering"),
@@ -38,6 +39,7 @@ TASKS = {
     "image-segmentation": ("image_segmentation", "ImageSegmentation"),
     "molecule-property": ("molecule_property", "MoleculeProperty"),
     "molecule-pair": ("molecule_pair", "MoleculePair"),
+    "reinforcement-learning": ("reinforcement_learning", "ReinforcementLearning"),
     "time-series-forecasting": ("time_series_forecasting", "TimeSeriesForecasting"),
 }
 

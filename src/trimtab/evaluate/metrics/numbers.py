@@ -244,4 +244,19 @@ NUMBERS = (
         higher=False,
         unit="",
     ),
+    Metric(
+        name="action_error",
+        description="mean squared error of a policy's actions, over a trajectory's steps",
+        each=lambda p, r: margin(p),
+        mean=True,
+        higher=False,
+        unit="",
+    ),
+    Metric(
+        name="episode_return",
+        description="mean of what a policy gains in an episode of the simulator",
+        each=lambda p, r: margin(p, 1),
+        mean=True,
+        unit="",
+    ),
 )
