@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 JOBS ?= 1
 
-.PHONY: demo test check bench bench-gpu tasks quality docs conformance format clean
+.PHONY: demo test check bench bench-gpu tasks compare quality docs conformance format clean
 
 KERNELS := $(wildcard src/trimtab/kernels/cpu/*.cpp src/trimtab/kernels/cpu/*.h)
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(KERNELS)
@@ -50,6 +50,11 @@ quality: $(VENV)/.installed
 tasks: $(VENV)/.installed
 	$(BIN)/python benchmarks/tasks/run.py
 	$(BIN)/python benchmarks/tasks/page.py
+
+# Three comparisons on real data, whose reports stay in runs/compare; goes on where it was stopped.
+compare: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compare.py
+	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'

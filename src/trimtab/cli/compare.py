@@ -80,7 +80,7 @@ def compare(
         float | None, Option(help="What may be lost against full; a hundredth of the metric.")
     ] = None,
     json_: Annotated[bool, Option("--json", help="Print compare.json, and no progress.")] = False,
-) -> int:
+) -> None:
     given: dict[str, Any] = {k: v for k, v in locals().items() if v is not None and k != "json_"}
     for key in ("task_arg", "tune_arg"):
         if key in given:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Callable
 
 from trimtab.compare import measured, prompted
 from trimtab.core.errors import TrimtabError
 
-PARTS = {"measure": measured.measure, "few-shot": prompted.few_shot, "score": prompted.score}
+PARTS: dict[str, Callable[..., None]] = {
+    "measure": measured.measure,
+    "few-shot": prompted.few_shot,
+    "score": prompted.score,
+}
 
 
 def main() -> int:

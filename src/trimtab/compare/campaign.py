@@ -14,7 +14,7 @@ from trimtab.compare.page import write
 from trimtab.compare.processes import Failed
 from trimtab.compare.request import Request
 from trimtab.compare.schedule import Cell, rates, slug
-from trimtab.store.files import write_json
+from trimtab.store.files import read_json, write_json
 from trimtab.tune.phases import Phases
 
 RESULT, REPORT = "compare.json", "report.html"
@@ -86,9 +86,7 @@ def _base(course: Course, model: str) -> None:
             for cell in _further(request, best):
                 _tune(course, cell)
     _part(course, model, FEW_SHOT, prompted.METRICS_FILE, course.few_shot)
-    for method in request.every:
-        for cell in course.reported(model, method, request.largest)[:1]:
-            _measure(course, cell)
+    _measure(course, model)
 
 
 def _best(cells: list[Cell], course: Course) -> Cell | None:
@@ -150,12 +148,27 @@ def _part(
         course.phases.say(f"{name} of {model}: failed: {error}")
 
 
-def _measure(course: Course, cell: Cell) -> None:
-    folder = course.out / cell.place
-    arguments = {"probe": course.request.probe}
-    try:
-        with course.phases.doing(f"measuring {cell}"):
-            course.measured[cell] = processes.part("measure", folder, measured.NAME, arguments)
-    except Failed as error:
-        course.failed[str(cell.place / measured.NAME)] = str(error)
-        course.phases.say(f"measuring {cell}: failed: {error}")
+def _measure(course: Course, model: str) -> None:
+    """What the first seed's runs are like in use, all in one process, beside no training."""
+    request, folder = course.request, course.out / "runs" / slug(model)
+    cells = [
+        cell
+        for method in request.every
+        for cell in course.reported(model, method, request.largest)[:1]
+    ]
+    left = [cell for cell in cells if not (course.out / cell.place / measured.NAME).exists()]
+    if left:
+        (folder / measured.NAME).unlink(missing_ok=True)
+        runs = [str(course.out / cell.place) for cell in left]
+        try:
+            with course.phases.doing(f"measuring {len(left)} runs on {model}"):
+                arguments = {"runs": runs, "probe": request.probe}
+                processes.part("measure", folder, measured.NAME, arguments)
+        except Failed as error:
+            course.failed[str(folder.relative_to(course.out) / measured.NAME)] = str(error)
+            course.phases.say(f"measuring {model}: failed: {error}")
+    for cell in cells:
+        if (path := course.out / cell.place / measured.NAME).exists():
+            course.measured[cell] = read_json(path)
+        elif (path := course.out / cell.place / measured.FAILED).exists():
+            course.failed[str(cell.place / measured.NAME)] = read_json(path)["error"]

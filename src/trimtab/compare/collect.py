@@ -70,17 +70,17 @@ def collect(course: Course) -> dict[str, Any]:
     rows: list[Row] = []
     runs: list[Runs | None] = []
     for model in request.models:
-        for row, found in _of_base(course, model, answers):
+        for row, answered in _of_base(course, model, answers):
             rows.append(row)
-            runs.append(found)
+            runs.append(answered)
     reference = _reference(rows, metric)
-    for row, found in zip(rows, runs, strict=True):
-        row["against"] = _against(row, found, reference, rows, runs, answers)
+    for row, answered in zip(rows, runs, strict=True):
+        row["against"] = _against(row, answered, reference, rows, runs, answers)
     watts, source = energy.watts(request.watts)
     for row in rows:
         _power(course, row, watts)
     told = {key: value for key, value in request.model_dump().items() if key in _KEPT}
-    found = {
+    found: dict[str, Any] = {
         "schema": SCHEMA,
         "request": {**told, "sizes": request.sizes},
         "name": Path(request.data).stem,
@@ -219,7 +219,7 @@ def _test(
 
 def _trials(course: Course, cell: Cell) -> list[dict[str, Any]]:
     """What each learning rate came to on validation."""
-    told = []
+    told: list[dict[str, Any]] = []
     for lr in rates(cell.method, course.request.trials):
         tried = Cell(cell.model, cell.method, cell.rows, lr, course.request.seed)
         file = f"{tried.place / 'metrics.json'}#validation.value"
@@ -314,8 +314,9 @@ def _margin(
 def _power(course: Course, row: Row, watts: float) -> None:
     """Energy of training, and of one prediction, in joules and grams of CO2."""
     counted = None
-    if row.get("folder"):
-        spent = read_json(course.out / row["folder"] / SPENT)
+    kept = course.out / row["folder"] / SPENT if row.get("folder") else None
+    if kept is not None and kept.exists():  # a killed comparison's last run leaves none
+        spent = read_json(kept)
         if spent["joules"] is not None and spent["seconds"]:
             counted = spent["joules"] / spent["seconds"]
     power, intensity = counted or watts, course.request.intensity

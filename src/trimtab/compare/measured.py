@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from trimtab import activate, adapt
+from trimtab.core.adapter import record
 from trimtab.core.errors import TrimtabError
 from trimtab.evaluate import forgetting
 from trimtab.evaluate.metrics import METRICS, interval
@@ -21,12 +22,26 @@ from trimtab.tune.folder import Run
 from trimtab.tune.session import Session, open_session, read_data
 
 NAME = "measured.json"
+FAILED = "not-measured.json"
 _ROWS = 1000  # of train, to see how far it overfits
 _ROUNDS = 21
 
 
-def measure(folder: str, probe: str | None) -> None:
-    """Writes `measured.json` into the run's folder."""
+def measure(folder: str, runs: list[str], probe: str | None) -> None:
+    """Writes `measured.json` into each run's folder, or why it could not be measured; they stay in
+    one process, for what it takes is not what is measured."""
+    for one in runs:
+        try:
+            measure_run(one, probe)
+        except (TrimtabError, RuntimeError) as error:
+            write_json(Path(one) / FAILED, {"error": str(error)})
+        else:
+            (Path(one) / FAILED).unlink(missing_ok=True)
+    write_json(Path(folder) / NAME, {"runs": len(runs)})
+
+
+def measure_run(folder: str, probe: str | None) -> None:
+    """Of one run."""
     run = Run(Path(folder))
     config = run.finished()
     assert config.labels is not None
@@ -35,7 +50,7 @@ def measure(folder: str, probe: str | None) -> None:
     before = forgetting.ability(session, lines)
     base = copy.deepcopy(session.model)
     load(session.model, run.adapter)
-    (name,) = adapt.record(session.model).adapters
+    (name,) = record(session.model).adapters
     after = forgetting.ability(session, lines)
     activate(session.model, None)
     without = forgetting.ability(session, lines)

@@ -18,7 +18,13 @@ from trimtab.compare.verdict import named
 from trimtab.evaluate.bootstrap import Interval
 from trimtab.store.files import write_text
 
-_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": " ", "\u2029": " "}
+_ESCAPES: dict[str, str | int | None] = {
+    "<": "\\u003c",
+    ">": "\\u003e",
+    "&": "\\u0026",
+    "\u2028": " ",
+    "\u2029": " ",
+}
 
 
 def write(found: Mapping[str, Any], path: Path) -> None:

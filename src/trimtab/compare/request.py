@@ -142,8 +142,9 @@ def open_request(values: Mapping[str, Any]) -> Request:
     for key in given:
         wanted, there = getattr(asked, key), getattr(saved, key)
         if key not in ("out", *_UNBOUND) and wanted != there:
+            flag = "model" if key == "models" and "model" in values else key.replace("_", "-")
             raise InputError(
-                f"--{key.replace('_', '-')} {given[key]} contradicts the comparison in {out}, "
+                f"--{flag} {_told(wanted)} contradicts the comparison in {out}, "
                 f"which has {_told(there)}: leave it out, or choose another --out"
             )
     return asked

@@ -177,7 +177,7 @@ def by_class(
     if one is None or other is None or not (flat := _labels(references)):
         return None
     new, old = (by_label(_labels(side[0]), flat) for side in (one, other))
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"label": str(label), "reference": old.get(label, 0.0), "chosen": new.get(label, 0.0)}
         for label in dict.fromkeys([*new, *old])
         if label != "O"
