@@ -12,28 +12,45 @@ def heads(model: nn.Module) -> list[str]:
     """Names of the head's modules.
 
     In transformers' models that is whatever with parameters lies outside the pre-trained body
-    (`base_model_prefix`), or the output embedding of a model that is its own body (T5). In any
+    (`base_model_prefix`), or the output embedding of a model that is its own body (T5), or what
+    follows the one child that is a model of its own (Whisper's encoder, to classify). In any
     other module it is the last linear map, in order of definition; one that ends in a convolution
     (a UNet) has none.
     """
-    body = getattr(model, "base_model", None)
-    if isinstance(body, nn.Module):
-        if body is not model:
-            return [
-                name
-                for name, child in model.named_children()
-                if child is not body
-                and not isinstance(child, Deltas)
-                and any(True for _ in child.parameters())
-            ]
+    base = getattr(model, "base_model", None)
+    if isinstance(base, nn.Module):
+        children = list(model.named_children())
+        if base is not model:
+            return [name for name, child in children if child is not base and _is_part(child)]
         output = getattr(model, "get_output_embeddings", lambda: None)()
-        return [name for name, module in walk(model) if module is output][:1]
+        if output is not None:
+            return [name for name, module in walk(model) if module is output][:1]
+        places = [i for i, (_, child) in enumerate(children) if child is body(model)]
+        after = children[places[0] + 1 :] if places else []
+        return [name for name, child in after if _is_part(child)]
     maps = [(name, m) for name, m in walk(model) if hasattr(m, "out_features") or _convolves(m)]
     return [name for name, module in maps[-1:] if not _convolves(module)]
 
 
 def _convolves(module: nn.Module) -> bool:
     return isinstance(plain(module), nn.modules.conv._ConvNd)
+
+
+def body(model: nn.Module) -> nn.Module | None:
+    """The pre-trained part of a model of transformers; nothing of a model that is a body itself."""
+    base = getattr(model, "base_model", None)
+    if base is not model:
+        return base if isinstance(base, nn.Module) else None
+    whole = [one for one in model.children() if isinstance(_base(one), nn.Module)]
+    return whole[0] if len(whole) == 1 else None
+
+
+def _base(module: nn.Module) -> object:
+    return getattr(module, "base_model", None)
+
+
+def _is_part(child: nn.Module) -> bool:
+    return not isinstance(child, Deltas) and any(True for _ in child.parameters())
 
 
 def drawn(model: nn.Module) -> list[str]:

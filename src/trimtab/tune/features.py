@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +17,7 @@ from trimtab.core.heads import heads
 from trimtab.core.walk import plain
 from trimtab.evaluate.predict import Collate, Follow, batches, on, precision
 from trimtab.tasks.task import Batch, Task, logits_of
-
-Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and labels
+from trimtab.tune.replay import Recorded, Tail, record, tail_of
 
 EPOCHS, RATES = 30, (1e-3, 1e-2)
 """Of training a head alone: epochs at each of these learning rates."""
@@ -35,11 +34,23 @@ class Features:
     outputs: np.ndarray
     examples: Sequence[Any]
 
+    def drawn(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches in a random order, with the places of their examples."""
+        for rows in torch.randperm(len(self.values), generator=generator).split(256):
+            yield self.values[rows], rows
+
+    def through(self, head: nn.Module) -> Tensor:
+        """(n, classes)"""
+        return head(self.values)
+
     def dataset(self) -> list[dict[str, Any]]:
         return [
             {"features": vector, "labels": example["labels"], "length": 1}
             for vector, example in zip(self.values, self.examples, strict=True)
         ]
+
+
+Known = Features | Recorded
 
 
 class FeatureHead(nn.Module):
@@ -75,9 +86,15 @@ def collate(examples: Sequence[Any]) -> dict[str, Tensor]:
 
 
 def head_of(model: nn.Module) -> nn.Module | None:
-    """The model's own head, where it is one module."""
+    """The model's own head: one module, or where it has several, the model from its body on."""
     names = heads(model)
-    return plain(model.get_submodule(names[0])) if len(names) == 1 else None
+    return plain(model.get_submodule(names[0])) if len(names) == 1 else tail_of(model)
+
+
+def place_of(model: nn.Module) -> str:
+    """What the names of the head's parameters begin with in the model."""
+    names = heads(model)
+    return names[0] if len(names) == 1 else ""
 
 
 @torch.no_grad()
@@ -89,21 +106,34 @@ def extract(
     batch_size: int,
     autocast: bool,
     follow: Follow = iter,
-) -> Features | None:
+) -> Known | None:
     """The head's inputs for all examples; None where the head is not the model's last step over one
-    vector an example (it then has to be trained through the whole model)."""
+    vector an example, nor can be run again from what the body gave (it then has to be trained
+    through the whole model)."""
     head, seen, given = head_of(model), [], []
     if head is None:
         return None
+    if isinstance(head, Tail):
+        return record(
+            model,
+            head,
+            examples,
+            collate,
+            batch_size=batch_size,
+            autocast=autocast,
+            follow=follow,
+        )
     device, training = next(model.parameters()).device, model.training
     hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().float()))
     model.eval()
     try:
         for batch in follow(batches(examples, batch_size)):
-            inputs = {k: v for k, v in on(collate(batch), device).items() if k != "labels"}
+            inputs = on(collate(batch), device)
+            for key in ("labels", "weights"):
+                inputs.pop(key, None)
             with precision(device, autocast):
                 given.append(logits_of(model(**inputs)).float())
-            if seen[-1].ndim != 2:
+            if seen[-1].shape[1:].numel() != seen[-1].shape[1]:  # maps of one pixel are vectors
                 return None
     finally:
         hook.remove()
@@ -121,16 +151,16 @@ def _is_last(head: nn.Module, features: Tensor, logits: Tensor) -> bool:
 
 
 @torch.no_grad()
-def apply(head: nn.Module, features: Features) -> np.ndarray:
+def apply(head: nn.Module, features: Known) -> np.ndarray:
     """The logits (n, classes) of a head on features, in fp32."""
-    return copy.deepcopy(head).float().cpu()(features.values).numpy()
+    return features.through(copy.deepcopy(head).float().cpu().eval()).numpy()
 
 
 def probe(
     head: nn.Module,
-    train: Features,
-    validation: Features,
-    loss: Loss,
+    train: Known,
+    validation: Known,
+    task: Task,
     seed: int,
     follow: Follow = iter,
 ) -> nn.Module:
@@ -138,24 +168,24 @@ def probe(
     the validation split.
     """
     best, kept = -math.inf, head
-    for score, one in follow(_tried(head, train, validation, loss, seed)):
+    for score, one in follow(_tried(head, train, validation, task, seed)):
         if score > best:
             best, kept = score, copy.deepcopy(one)
     return kept
 
 
 def _tried(
-    head: nn.Module, train: Features, validation: Features, loss: Loss, seed: int
+    head: nn.Module, train: Known, validation: Known, task: Task, seed: int
 ) -> Iterator[tuple[float, nn.Module]]:
     """(score on validation, head) after each epoch, at one learning rate after the other."""
     for lr in RATES:
         one = copy.deepcopy(head).float().cpu()
-        for score in _epochs(one, train, validation, loss, lr, seed):
+        for score in _epochs(one, train, validation, task, lr, seed):
             yield score, one
 
 
 def _epochs(
-    head: nn.Module, train: Features, validation: Features, loss: Loss, lr: float, seed: int
+    head: nn.Module, train: Known, validation: Known, task: Task, lr: float, seed: int
 ) -> Iterator[float]:
     """Train with AdamW and a falling learning rate; yields the score on validation after each
     epoch."""
@@ -166,17 +196,10 @@ def _epochs(
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     for _ in range(EPOCHS):
-        for rows in torch.randperm(len(labels), generator=generator).split(256):
+        for inputs, rows in train.drawn(generator):
             optimizer.zero_grad()
-            loss(head(train.values[rows]), labels[rows]).backward()
+            task.loss_of(head(inputs), labels[rows]).backward()
             optimizer.step()
         schedule.step()
         with torch.no_grad():
-            yield _score(head(validation.values), held_out, loss)
-
-
-def _score(logits: Tensor, labels: Tensor, loss: Loss) -> float:
-    """Accuracy where the labels are classes, otherwise the loss, less of which is more."""
-    if labels.is_floating_point():
-        return -float(loss(logits, labels))
-    return float((logits.argmax(-1) == labels).float().mean())
+            yield task.fitness(validation.through(head), held_out)

@@ -172,7 +172,8 @@ def loss_of(session: Session) -> Callable[[Any, Any], torch.Tensor]:
 
 def _settle_head(ground: Ground) -> None:
     session, examples = ground.session, ground.shown
-    if session.task.one_vector and (found := _features(session, examples)) is not None:
+    found = _features(session, examples) if session.task.one_vector else None
+    if isinstance(found, features.Features):
         head = features.head_of(session.model)
         assert head is not None
         # Every eighth decides when to stop: lengths are in order, and all are among these.
@@ -192,7 +193,7 @@ def _settle_head(ground: Ground) -> None:
         optimizer.zero_grad()
 
 
-def _features(session: Session, examples: Sequence[Any]) -> features.Features | None:
+def _features(session: Session, examples: Sequence[Any]) -> features.Known | None:
     return features.extract(
         session.model,
         examples,

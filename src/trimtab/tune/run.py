@@ -27,7 +27,18 @@ from trimtab.kernels.cpu import keep_memory
 from trimtab.kernels.rowwise import rowwise
 from trimtab.methods.whole import Whole
 from trimtab.tasks.task import Encoded, Outputs
-from trimtab.tune import demands, features, guards, hardware, products, results, teacher
+from trimtab.tune import (
+    combining,
+    demands,
+    features,
+    guards,
+    hardware,
+    planning,
+    products,
+    results,
+    starting,
+    teacher,
+)
 from trimtab.tune.config import Config
 from trimtab.tune.folder import Run
 from trimtab.tune.phases import Phases
@@ -62,7 +73,7 @@ class Work:
     splits: Splits
     encoded: dict[str, Encoded]
     outputs: dict[str, dict[str, Outputs]]  # row of the table -> split -> what the model gave
-    cached: dict[str, features.Features] | None = None
+    cached: dict[str, features.Features] | None = None  # where a head is trained on these alone
     probed: nn.Module | None = None  # the head trained alone
     probe_seconds: float = 0.0
     started_from_probe: bool = False
@@ -90,6 +101,8 @@ def tune(config: Config, *, resume: bool = False, quiet: bool = False) -> dict[s
     else:
         run.create(config)
     try:
+        if config.method == "auto":
+            config = planning.auto(config, phases)
         work, adapter = _ready(run, config, phases)
     except InputError:
         if not resume:
@@ -98,7 +111,7 @@ def tune(config: Config, *, resume: bool = False, quiet: bool = False) -> dict[s
     held_out = work.splits.validation
     memory, tokens = train(work.session, adapter, run, work.encoded, held_out, work.cached, quiet)
     _measure(work, "adapted")
-    store.save(work.session.model, run.adapter)
+    store.save(work.session.model, run.adapter, name=combining.composition(adapter))
     with phases.doing("writing the report"):
         return results.conclude(work, memory, tokens, time.perf_counter() - began)
 
@@ -122,10 +135,13 @@ def _prepare(run: Run, config: Config, phases: Phases) -> Work:
         session = open_session(config, labels)
     session.phases = phases
     session.notes.extend(splits.notes)
+    combining.gather(session)
     _refuse_target(session)
     session.distiller = teacher.distiller(session)
     with phases.doing("counting tokens"):
         settle_length(session, splits.train)
+    starting.settle(session, splits.train)
+    starting.check(session, trained_whole(session))
     if config.lr is None:
         config.lr = registry.lookup(config.method).learning_rate
     config.labels = labels
@@ -148,8 +164,12 @@ def _prepare(run: Run, config: Config, phases: Phases) -> Work:
 
 
 def _refuse_target(session: Session) -> None:
-    """A target that names nothing is told before anything is computed."""
+    """A target that names nothing is told before anything is computed; so is a plan of another
+    base."""
     config, method = session.config, session.config.build_method()
+    if (plan := config.build_plan()) is not None:
+        plan.require(session.model, tuple(session.fresh), force=config.force_plan)
+        session.notes.append(planning.told(plan))
     if not config.selects:
         target = None if isinstance(method, dict) else config.target
         choose(session.model, method, target, trained_whole(session))
@@ -179,8 +199,8 @@ def _baselines(work: Work) -> None:
     if session.first is not None:  # one that goes on starts where it began, and finds the same
         with contextlib.suppress(ValueError):  # a composite may hold parts that know only one
             hardware.take_attention(session.model, session.first)
-    work.cached = _features(work, SPLITS) if wanted else None
-    if work.cached is None:
+    found = _features(work, SPLITS) if wanted else None
+    if found is None:
         why = "the head takes more than one vector an example"
         why = why if session.config.head_only else "--no-head-only"
         at_random = ": a new head began at random" if session.fresh else ""
@@ -193,14 +213,15 @@ def _baselines(work: Work) -> None:
         what="training the head alone",
         total=features.EPOCHS * len(features.RATES),
     )
-    train, held_out = work.cached["train"], work.cached["validation"]
-    compared = session.task.loss_of
-    work.probed = features.probe(head, train, held_out, compared, session.config.seed, told)
+    train, held_out = found["train"], found["validation"]
+    work.probed = features.probe(head, train, held_out, session.task, session.config.seed, told)
     work.probe_seconds = time.perf_counter() - began
-    _tell_baselines(work, work.cached)
+    _tell_baselines(work, found)
+    vectors = {split: one for split, one in found.items() if isinstance(one, features.Features)}
+    work.cached = vectors or None
 
 
-def _tell_baselines(work: Work, found: Mapping[str, features.Features]) -> None:
+def _tell_baselines(work: Work, found: Mapping[str, features.Known]) -> None:
     """The table's first rows, from what the base makes of what was held out."""
     assert work.probed is not None
     held_out = [found[split] for split in SPLITS[1:]]
@@ -208,7 +229,7 @@ def _tell_baselines(work: Work, found: Mapping[str, features.Features]) -> None:
     _keep(work, "head", [features.apply(work.probed, split) for split in held_out])
 
 
-def _features(work: Work, splits: Sequence[str]) -> dict[str, features.Features] | None:
+def _features(work: Work, splits: Sequence[str]) -> dict[str, features.Known] | None:
     """What the base makes of these splits; None where the head takes more than a vector a text."""
     session, found = work.session, {}
     for split in splits:
@@ -266,8 +287,9 @@ def _attach(work: Work) -> Adapter:
     )
     session.notes.extend(guards.warnings(session, adapter, work.splits.train))
     if config.probe_first and work.probed is not None and config.method != "head":
-        start_from_probe(adapter, heads(session.model)[0], work.probed)
+        start_from_probe(adapter, features.place_of(session.model), work.probed)
         work.started_from_probe = True
+    starting.begin(session, adapter)
     if any(method.unready() for method in demands.methods(config)):
         _choose_places(work)
     if config.gradient_checkpointing:
@@ -320,7 +342,7 @@ def start_from_probe(adapter: Adapter, head: str, probed: nn.Module) -> None:
     """
     own = adapter.tensors()
     for name, tensor in probed.state_dict().items():
-        module, _, leaf = f"{head}.{name}".rpartition(".")
+        module, _, leaf = f"{head}.{name}".lstrip(".").rpartition(".")
         for key in (f"{module}.{leaf}", f"{module}.{Whole.name}.{leaf}"):
             if key in own:
                 own[key].copy_(tensor)
