@@ -164,7 +164,8 @@ def test_windows_of_real_data(quick: Callable[..., Any], models: Path, tmp_path:
     command = (
         *(sys.executable, "-m", "trimtab", "tune", "--task", TASK, "--data", str(few)),
         *("--model", str(models / "patchtsmixer"), "--out", str(tmp_path / "oil"), *options),
-        *("--max-steps", "4", "--eval-every", "2", "--json"),
+        *("--max-steps", "4", "--eval-every", "2", "--json", "--attention", "eager"),
+        *("--products", "exact", "--replicas", "1"),
     )
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

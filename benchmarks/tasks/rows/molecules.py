@@ -119,8 +119,8 @@ def _write(path: Path, rows: Sequence[Molecule]) -> None:
 
 
 def smiles_bert(shared: Path, out: Path) -> None:
-    """A small BERT over SMILES, pre-trained on Tox21's training molecules without their labels, 600
-    batches of 64: masked tokens (Devlin et al. 2019), and from the pooled vector ten descriptors
+    """A small BERT over SMILES, pre-trained on Tox21's training molecules without their labels, 400
+    batches of 32: masked tokens (Devlin et al. 2019), and from the pooled vector ten descriptors
     that RDKit computes, as ChemBERTa-2 does it (Ahmad et al. 2022, arXiv:2209.01712)."""
     from transformers import BertConfig, BertModel
 
@@ -129,7 +129,7 @@ def smiles_bert(shared: Path, out: Path) -> None:
     ids = tokenizer(molecules, truncation=True, max_length=_LONGEST)["input_ids"]
     described = descriptors(molecules)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4}
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
     model = BertModel(
         BertConfig(
             vocab_size=len(tokenizer),
@@ -146,7 +146,7 @@ def smiles_bert(shared: Path, out: Path) -> None:
             "descriptors": torch.nn.Linear(128, described.shape[1]),
         }
     )
-    trained(heads, 600, lambda drawn: _masked(heads, ids, described, drawn))
+    trained(heads, 400, lambda drawn: _masked(heads, ids, described, drawn), batch=32)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
