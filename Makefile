@@ -54,7 +54,6 @@ tasks: $(VENV)/.installed
 # Three comparisons on real data, whose reports stay in runs/compare; goes on where it was stopped.
 compare: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compare.py
-	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'

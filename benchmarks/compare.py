@@ -22,8 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trimtab.compare import numbers
+from trimtab.core.counts import size
+
 METHODS = ("lora", "bitfit", "ia3", "houlsby", "dora", "full", "head")
 RESULT = Path(__file__).parent / "results" / "compare.json"
+PAGE = Path(__file__).parents[1] / "docs" / "compare.md"
+MARKS = "<!-- results -->\n", "<!-- /results -->\n"
 _ROW = (
     *("method", "kind", "about", "lr", "test", "against", "trained", "bytes", "seconds"),
     *("peak_memory", "milliseconds", "tokens", "forgetting", "gap", "energy", "curve"),
@@ -91,6 +96,7 @@ def main() -> None:
         kept[name] = found
         ordered = {one: kept[one] for one in SETS if one in kept}
         RESULT.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf8")
+        write_page(ordered)
 
 
 def run(name: str, shared: Path, out: Path) -> dict[str, Any]:
@@ -130,6 +136,56 @@ def run(name: str, shared: Path, out: Path) -> dict[str, Any]:
         **{key: found[key] for key in keys},
         "rows": rows,
     }
+
+
+def write_page(kept: dict[str, Any]) -> None:
+    """The three tables, in their place in docs/compare.md."""
+    before, rest = PAGE.read_text(encoding="utf8").split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    tables = "".join(f"\n{table(name, one)}\n" for name, one in kept.items())
+    PAGE.write_text(f"{before}{MARKS[0]}{tables}{MARKS[1]}{after}", encoding="utf8")
+
+
+def table(name: str, found: dict[str, Any]) -> str:
+    budget = found["budget"]
+    rates = f"{budget['trials']} learning rate{'s' * (budget['trials'] > 1)}"
+    lines = [
+        f"**{name}**, {found['task']}: {budget['sizes']} rows of train, {rates} × "
+        f"{budget['steps']} steps of {budget['batch_size']}.",
+        "",
+        f"| | {found['metric']} | minus full | trained | kept | training | ms | forgot |",
+        "|---|---|---|---|---|---|---|---|",
+        *(_line(i, row, found) for i, row in enumerate(found["rows"])),
+        "",
+        f"> {found['verdict']['text']}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(i: int, row: dict[str, Any], found: dict[str, Any]) -> str:
+    took = row["milliseconds"] or {}
+    each = took.get("merged") or took.get("unmerged")
+    forgot = row["forgetting"] or {}
+    seconds = row["seconds"] if row["kind"] == "trained" else None
+    cells = (
+        f"**{row['method']}**" if found["verdict"]["choice"] == i else row["method"],
+        _told(row["test"]),
+        _told(row["against"], signed=True),
+        f"{row['trained']:,}" if row["trained"] else "–",
+        size(row["bytes"]) if row["bytes"] else "–",
+        "–" if seconds is None else f"{seconds:.1f} s",
+        "–" if each is None else f"{each:.1f}",
+        numbers.metric(forgot["adapted"]) if forgot.get("measure") else "–",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _told(one: dict[str, Any] | None, *, signed: bool = False) -> str:
+    parts = [None if one is None else one[key] for key in ("value", "low", "high")]
+    if None in parts:
+        return "–"
+    value, low, high = (numbers.metric(part, signed=signed) for part in parts)
+    return f"{value} [{low}, {high}]"
 
 
 def _lines(path: Path) -> Iterator[str]:

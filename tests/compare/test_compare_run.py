@@ -19,9 +19,15 @@ from typing import Any
 import pytest
 
 from trimtab.cli import main
+from trimtab.compare import campaign, processes
+from trimtab.compare.collect import collect
 from trimtab.compare.page import render
+from trimtab.compare.request import parse
+from trimtab.compare.schedule import Cell
+from trimtab.core.errors import TrimtabError
 from trimtab.evaluate.metrics import METRICS, difference
 from trimtab.tune import answers as recorded
+from trimtab.tune.phases import QUIET
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
 WORDS = {
@@ -191,6 +197,20 @@ def test_what_is_told_before_anything_is_run(
     assert ended.value.code == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_fails_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
+    """Its data have gone since they were checked."""
+    fields = {"models": "minilm", "data": str(tmp_path / "gone.csv"), "out": str(tmp_path / "out")}
+    course = campaign.Course(parse(fields, "test"), QUIET)
+    cell = Cell("minilm", "bitfit", None, 2e-3, 0)
+    campaign._tune(course, cell)
+    assert course.metrics == {}
+    assert "gone.csv" in course.failed[str(cell.place)]
+    kept = json.loads((tmp_path / "out" / cell.place / processes.FAILED).read_text())
+    assert (kept["error"], kept["exit_code"]) == (course.failed[str(cell.place)], 2)
+    with pytest.raises(TrimtabError, match=r"no run came to its end; .*gone\.csv"):
+        collect(course)
 
 
 WITNESS = """<script>

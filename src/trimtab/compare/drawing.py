@@ -14,7 +14,7 @@ from trimtab.compare import numbers
 from trimtab.compare.charts import INK, MUTED
 
 WIDTH, HEIGHT = 460, 320
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 60, 12, 14, 44
 LETTER, LINE = 6.1, 13.0  # of the words beside dots, in the sheet's units
 TONES = (
     *("#1f6f78", "#b4542f", "#5b6bb5", "#7d8c24", "#a8518a", "#b98112", "#3f8f5f", "#8a5a3c"),
@@ -22,6 +22,7 @@ TONES = (
 )
 FIXED = {"full": INK, "head": MUTED}
 NONE = "none"
+_DROPS = [4 + sign * 13 * step for step in range(12) for sign in (1, -1)]  # of words, by nearness
 
 
 def tones(names: Sequence[str]) -> dict[str, str]:
@@ -181,12 +182,9 @@ def _words(marks: Sequence[dict[str, object]], dots: Sequence[Dot]) -> list[Word
         wide = LETTER * len(dot.name)
         if not dot.name:
             continue
-        places = [
-            (x + 9 * side, y + drop, side)
-            for drop in (4, -9, 17, -22, 30, -35, 43, -48, 56)
-            for side in (1, -1)
-        ]
-        place = next((one for one in places if _free(one, wide, taken)), places[0])
+        places = [(x + 9 * side, y + drop, side) for drop in _DROPS for side in (1, -1)]
+        within = [one for one in places if _within(_box(one, wide))] or places
+        place = next((one for one in within if _free(_box(one, wide), taken)), within[0])
         taken.append(_box(place, wide))
         anchor = "start" if place[2] > 0 else "end"
         words.append(Word(round(place[0], 1), round(place[1], 1), dot.name, dot.tone, anchor))
@@ -199,10 +197,13 @@ def _box(place: tuple[float, float, int], wide: float) -> Box:
     return left, y - LINE + 3, left + wide, y + 2
 
 
-def _free(place: tuple[float, float, int], wide: float, taken: Sequence[Box]) -> bool:
-    left, top, right, bottom = _box(place, wide)
-    if left < LEFT or right > WIDTH or top < 0 or bottom > HEIGHT - BOTTOM + 2:
-        return False
+def _within(box: Box) -> bool:
+    left, top, right, bottom = box
+    return left >= LEFT and right <= WIDTH and top >= 0 and bottom <= HEIGHT - BOTTOM + 2
+
+
+def _free(box: Box, taken: Sequence[Box]) -> bool:
+    left, top, right, bottom = box
     return not any(
         left < other[2] and other[0] < right and top < other[3] and other[1] < bottom
         for other in taken
