@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 JOBS ?= 1
 
-.PHONY: demo test check bench bench-gpu tasks compare quality docs conformance format clean
+.PHONY: demo test check bench bench-gpu auto tasks compare quality docs conformance format clean
 
 KERNELS := $(wildcard src/trimtab/kernels/cpu/*.cpp src/trimtab/kernels/cpu/*.h)
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(KERNELS)
@@ -46,6 +46,10 @@ quality: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/quality --jobs $(JOBS) --minutes $(MINUTES)
 	$(BIN)/python docs/generate.py
+
+# Measured plans against the same budget spread evenly; goes on where it was stopped: MINUTES=60.
+auto: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/auto.py --minutes $(MINUTES)
 
 tasks: $(VENV)/.installed
 	$(BIN)/python benchmarks/tasks/run.py

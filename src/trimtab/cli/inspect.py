@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,18 +22,27 @@ _BLOCK = re.compile(r"\.(\d+)(?=\.|$)")
 def register(app: typer.Typer) -> None:
     app.command(
         "inspect",
-        help="What a saved adapter is: base, methods, sites, size, and how much it changes where.",
-        epilog="Example: trimtab inspect runs/reviews",
+        help="What a saved adapter is: base, methods, sites, size, and how much it changes where; "
+        "or what a plan gives to which site.",
+        epilog="Example: trimtab inspect runs/reviews --picture reviews.html",
     )(inspect)
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(help="A run's folder, or an adapter's.")],
+    path: Annotated[str, typer.Argument(help="A run's folder, an adapter's, or a plan.")],
     sites: Annotated[
         bool, typer.Option("--sites", help="Every site on a line of its own.")
     ] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the model as a column of blocks: a page, .html.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
+    if path.endswith((".yaml", ".yml")) or picture is not None:
+        from trimtab.cli import drawing
+
+        if drawing.inspect(path, picture, json_):
+            return
     from trimtab.cli.table import output, say
     from trimtab.core.counts import size
     from trimtab.store.describe import describe

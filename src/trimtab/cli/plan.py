@@ -110,7 +110,7 @@ def plan(
     if json_:
         print(json.dumps(found.content()))
     else:
-        _print(found, out)
+        show_plan(found, out)
 
 
 def _made(
@@ -172,7 +172,7 @@ def _searched(
     )
 
 
-def _print(found: Plan, out: str) -> None:
+def show_plan(found: Plan, out: str) -> None:
     """The sites that get most, with a bar each, and how many get nothing."""
     from trimtab.cli.table import output, say, show
     from trimtab.core.counts import percent

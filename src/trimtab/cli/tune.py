@@ -43,7 +43,18 @@ def tune(
     task_arg: Annotated[
         list[str] | None, Option(help="Any option of the task: name=value. Repeatable.")
     ] = None,
-    method: Annotated[str | None, Option(help="A method: see trimtab methods; lora.")] = None,
+    method: Annotated[
+        str | None, Option(help="A method: see trimtab methods; or auto, by a plan; lora.")
+    ] = None,
+    plan: Annotated[
+        str | None, Option(help="A plan's file: sites, methods and ranks, from trimtab plan.")
+    ] = None,
+    force_plan: Annotated[
+        bool | None, Option("--force-plan", help="Take a plan that was made for another base.")
+    ] = None,
+    budget: Annotated[
+        str | None, Option(help="Of --method auto: 0.5%, 200k parameters, 1MB or 60s.")
+    ] = None,
     target: Annotated[
         str | None, Option(help="Sites: a role, glob, re:…, or names, comma-separated.")
     ] = None,
@@ -57,6 +68,15 @@ def tune(
     ] = None,
     train: Annotated[
         str | None, Option(help="Modules to train whole, comma-separated; a new head always is.")
+    ] = None,
+    start_from: Annotated[
+        str | None, Option(help="Begin at a trained adapter: its folder, or best:FOLDER of them.")
+    ] = None,
+    from_library: Annotated[
+        str | None, Option(help="Combine the adapters in this folder: see --combine.")
+    ] = None,
+    combine: Annotated[
+        str | None, Option(help="fuse: learn attention over them; merge: begin at their mean.")
     ] = None,
     recipe: Annotated[
         str | None, Option(help="distill: learn from a teacher beside the labels.")
@@ -176,6 +196,8 @@ def _resume(values: dict[str, Any], where: str, json_: bool) -> None:
     asked = parse({**saved.model_dump(), **values}, where)
     for key in values:
         wanted, there = getattr(asked, key), getattr(saved, key)
+        if key == "method" and wanted == "auto" and saved.budget:  # its plan is made
+            continue
         if key == "train":  # the run has added its new head
             wanted = there if set(wanted or ()) <= set(there or ()) else wanted
         if key != "out" and wanted not in (None, "auto", there):

@@ -47,6 +47,7 @@ class Column:
 
     boxes: tuple[Box, ...]
     rows: tuple[tuple[str, int], ...]
+    outside: tuple[tuple[str, int], ...]
     kinds: tuple[tuple[str, int], ...]
     width: int
     height: int
@@ -63,7 +64,6 @@ def arrange(cells: Sequence[Cell]) -> Column:
     stacks = {stack for stack, _ in named}
     rows = [f"{stack} {block}" if len(stacks) > 1 else str(block) for stack, block in blocks]
     outside = [cell for cell, at in found if at is None]
-    lines = [*rows, *(cell.site for cell in outside)]
     boxes = []
     for cell, at in found:
         column = kinds.index(at.kind) if at else 0
@@ -71,15 +71,20 @@ def arrange(cells: Sequence[Cell]) -> Column:
         boxes.append(_box(cell, column, row, top, most))
     return Column(
         tuple(boxes),
-        tuple((name, _y(row) + HEIGHT // 2) for row, name in enumerate(lines)),
+        tuple((name, _middle(row)) for row, name in enumerate(rows)),
+        tuple((one.site, _middle(len(rows) + row)) for row, one in enumerate(outside)),
         tuple((kind, LEFT + i * (WIDTH + GAP) + WIDTH // 2) for i, kind in enumerate(kinds)),
-        LEFT + max(1, len(kinds)) * (WIDTH + GAP),
-        _y(len(lines)),
+        LEFT + max(4, len(kinds)) * (WIDTH + GAP),
+        _y(len(rows) + len(outside)),
     )
 
 
 def _y(row: int) -> int:
     return 34 + row * (HEIGHT + GAP)
+
+
+def _middle(row: int) -> int:
+    return _y(row) + HEIGHT // 2
 
 
 def _box(cell: Cell, column: int, row: int, top: float, most: float) -> Box:
@@ -113,6 +118,7 @@ def draw(cells: Sequence[Cell], title: str, about: str, spent: str, path: Path) 
         title=title,
         about=about,
         spent=spent,
+        beside=LEFT + WIDTH + GAP,
         width=WIDTH,
         height=HEIGHT,
         measured=any(cell.sensitivity is not None for cell in cells),

@@ -93,7 +93,6 @@ def by_optuna(
         storage=optuna.storages.JournalStorage(journal.JournalFileBackend(file, lock_obj=lock)),
         load_if_exists=True,
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=FACTOR),
     )
     _same(study, {"methods": sorted(rates), "rungs": list(rungs)}, folder)
@@ -101,13 +100,19 @@ def by_optuna(
         for method in list(rates)[:count]:
             study.enqueue_trial({"method": method, "factor": 1.0})
     _again(optuna, study)
+    # A sampler that begins anew under its seed would draw the same points once more.
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
 
     def objective(trial: Any) -> float:
         method = trial.suggest_categorical("method", list(rates))
         factor = trial.suggest_float("factor", 1 / _SPREAD, _SPREAD, log=True)
         point, score = Point(method, rates[method] * factor), -math.inf
         for rung, rows in enumerate(rungs, start=1):
-            score = train(point, rows)
+            try:
+                score = train(point, rows)
+            except TrimtabError as error:  # a learning rate at which it diverges, say
+                told(f"trial {trial.number + 1}: {point.name} on {rows:,} rows failed: {error}")
+                raise optuna.TrialPruned from None
             trial.report(score, rung)
             told(f"trial {trial.number + 1}: {point.name} on {rows:,} rows: {score:.4f}")
             if rung < len(rungs) and trial.should_prune():
@@ -117,7 +122,7 @@ def by_optuna(
     over = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     left = count - len(study.get_trials(deepcopy=False, states=over))
     if left > 0:
-        study.optimize(objective, n_trials=left, catch=(TrimtabError,))
+        study.optimize(objective, n_trials=left)
     found = [_read(trial, rates) for trial in study.trials if trial.intermediate_values]
     return sorted(found, key=lambda one: one.rank, reverse=True)
 
@@ -135,9 +140,15 @@ def _same(study: Any, asked: dict[str, Any], folder: Path) -> None:
 
 def _again(optuna: Any, study: Any) -> None:
     """What ran when the search was stopped is run again; its finished slices are on disk."""
-    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+    states = optuna.trial.TrialState
+    again = list(study.user_attrs.get("again", ()))
+    for trial in study.get_trials(states=(states.RUNNING, states.FAIL)):
+        if trial.params and trial.number not in again:
+            study.enqueue_trial(trial.params)
+            again.append(trial.number)
+        if trial.state == states.RUNNING:
+            study.tell(trial.number, state=states.FAIL)
+    study.set_user_attr("again", again)
 
 
 def _read(trial: Any, rates: dict[str, float]) -> Trial:

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from trimtab.core import registry
 from trimtab.core.errors import InputError
 from trimtab.core.method import Method, Selection
+from trimtab.plan.file import Plan
+from trimtab.plan.file import read as read_plan
+from trimtab.plan.file import understand as understand_plan
 from trimtab.tasks import Task, lookup
 
 
@@ -33,7 +36,13 @@ class Config(BaseModel):
     alpha: float | None = Field(None, gt=0)
     ranks: dict[str, int] = {}
     method_arg: dict[str, Any] = {}
+    plan: dict[str, Any] | None = None
+    force_plan: bool = False
+    budget: str | None = None
     train: list[str] | None = None
+    start_from: str | None = None
+    from_library: str | None = None
+    combine: Literal["fuse", "merge"] | None = None
     recipe: str | None = None
     teacher: str | None = None
     recipe_arg: dict[str, Any] = {}
@@ -86,8 +95,15 @@ class Config(BaseModel):
     def _list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) and "," not in value else value
 
-    def build_method(self) -> Method | dict[str, Method]:
-        """The method with its hyper-parameters; with `ranks`, a plan of them by target."""
+    def build_plan(self) -> Plan | None:
+        """The run's plan, which its configuration holds."""
+        return None if self.plan is None else understand_plan(self.plan, "the run's plan")
+
+    def build_method(self) -> Method | dict[str, Method] | dict[str, list[Method]]:
+        """The method with its hyper-parameters; with `ranks` or a plan, those by target."""
+        made = self.build_plan()
+        if made is not None and not self.selects:
+            return made.methods()
         arguments = dict(self.method_arg)
         for key in ("rank", "alpha"):
             if getattr(self, key) is not None:
@@ -123,11 +139,43 @@ class Config(BaseModel):
 def parse(values: Mapping[str, Any], where: str) -> Config:
     """A configuration from plain data, or an error that names the field, in the user's words."""
     try:
-        config = Config(**values)
+        config = Config(**_planned(values, where))
     except ValidationError as error:
         raise InputError(_explain(error, where)) from None
-    registry.lookup(config.method)
+    if config.method != "auto":
+        registry.lookup(config.method)
+    if (config.method == "auto") != (config.budget is not None) and config.plan is None:
+        raise InputError(
+            f"{where}: --method auto and --budget belong together: --method auto --budget 0.5%"
+        )
     return config
+
+
+_OF_A_PLAN = ("target", "rank", "alpha", "ranks", "method_arg")
+
+
+def _planned(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """With a plan's content in the place of its file, and the method that it says."""
+    given = dict(values)
+    if (asked := given.get("plan")) is None:
+        return given
+    plan = understand_plan(asked, where) if isinstance(asked, dict) else read_plan(Path(asked))
+    given["plan"] = plan.content()
+    if isinstance(asked, dict):  # a saved run's: its fields are filled already
+        return given
+    if (method := given.setdefault("method", plan.method)) != plan.method:
+        raise InputError(
+            f"{where}: --method {method}, but the plan is of {plan.method}: leave it out"
+        )
+    for key in _OF_A_PLAN:
+        if given.get(key):
+            flag = f"--{key.replace('_', '-')}"
+            raise InputError(f"{where}: {flag} is what the plan says: edit {asked} instead")
+    if plan.selection is not None:
+        given["method_arg"] = dict(plan.selection.arguments)
+    if plan.lr is not None:
+        given.setdefault("lr", plan.lr)
+    return given
 
 
 def read(path: Path) -> dict[str, Any]:

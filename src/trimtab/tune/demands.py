@@ -4,7 +4,7 @@ last step."""
 from __future__ import annotations
 
 from trimtab.core.errors import InputError, nearest
-from trimtab.core.method import Intervention, Method, Prefix, Prompt
+from trimtab.core.method import Combine, Intervention, Method, Prefix, Prompt
 from trimtab.core.training import scheduled
 from trimtab.methods.whole import Whole
 from trimtab.recipes import RECIPES
@@ -12,20 +12,26 @@ from trimtab.tune.config import Config
 
 _MISSING = {
     "task_ids": "a task for each example (task_ids), which no data file of this task holds",
-    "over": "other adapters on the model, to combine",
+    "over": "other adapters to combine, which tune takes with --from-library DIR",
 }
 
 
 def methods(config: Config) -> list[Method]:
     built = config.build_method()
     given = built.values() if isinstance(built, dict) else [built]
-    return [part for method in given for part in method.parts()]
+    each = [one for ones in given for one in (ones if isinstance(ones, list) else [ones])]
+    return [part for method in dict.fromkeys(each) for part in method.parts()]
+
+
+def _combines(method: Method) -> bool:
+    """Whether it is said which adapters it is over: those of a library."""
+    return isinstance(method, Combine) and bool(method.over)
 
 
 def refuse(config: Config) -> None:
     """Methods that cannot be trained by this verb."""
     for method in methods(config):
-        if missing := sorted(method.needs):
+        if missing := sorted(method.needs - ({"over"} if _combines(method) else set())):
             what = " and ".join(_MISSING.get(fact, fact) for fact in missing)
             raise InputError(
                 f"--method {method.name} needs {what}: train it in a loop of your own, with "
