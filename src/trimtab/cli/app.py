@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from trimtab.cli import compare, data, inspect, methods, new_data, tune
+from trimtab.cli import compare, data, inspect, methods, new_data, plan, tune
 from trimtab.core.errors import TrimtabError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 for register in (
     tune.register,
+    plan.register,
     new_data.register,
     data.register,
     compare.register,
