@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from trimtab.cli import compare, data, inspect, methods, new_data, plan, tune
+from trimtab.cli import compare, data, inspect, methods, new_data, plan, transfer, tune
 from trimtab.core.errors import TrimtabError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ for register in (
     tune.register,
     plan.register,
     new_data.register,
+    transfer.register,
     data.register,
     compare.register,
     inspect.register,

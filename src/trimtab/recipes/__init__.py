@@ -53,6 +53,15 @@ RECIPES = {
             "trimtab.recipes.distill.Distiller(student, teacher) as the loss of a loop",
             by_tune=True,
         ),
+        Recipe(
+            "reptile",
+            "arXiv:1803.02999",
+            "a start from which few examples are enough, found over many small tasks",
+            None,
+            "trimtab.recipes.reptile",
+            "list(trimtab.recipes.reptile.reptile(model, tasks)), an adapter being attached; save "
+            "it and begin there, trimtab tune --start-from",
+        ),
     )
 }
 """Every recipe, by name."""

@@ -10,6 +10,9 @@ from trimtab.core.errors import InputError
 from trimtab.store.files import read_json, write_json, write_text
 from trimtab.tune.config import Config, parse, read
 
+OWN = "default"
+"""What a run's adapter is called on its model; it may stand beside those that it combines."""
+
 
 @dataclass(frozen=True)
 class Run:

@@ -10,6 +10,7 @@ from trimtab.core import registry
 from trimtab.core.adapter import Adapter
 from trimtab.core.counts import percent, summary
 from trimtab.core.walk import walk
+from trimtab.tune.folder import OWN
 from trimtab.tune.session import Session
 
 _FAR = 30  # times the method's own learning rate, or that part of it
@@ -50,7 +51,7 @@ def _uneven(session: Session, rows: Any) -> Iterator[str]:
 
 
 def _large(session: Session) -> Iterator[str]:
-    counted = summary(session.model)
+    counted = summary(session.model, OWN)
     share = counted.trainable / counted.total
     if share > _LARGE:
         yield (

@@ -16,6 +16,7 @@ from trimtab.store import fingerprint
 from trimtab.store.files import write_tensors
 from trimtab.tune import answers as recorded
 from trimtab.tune import hardware
+from trimtab.tune.folder import OWN
 from trimtab.tune.progress import read_log
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _metrics(
     intervals: dict[str, dict[str, Interval]],
     differences: dict[str, Interval],
 ) -> dict[str, Any]:
-    session, counted = work.session, summary(work.session.model)
+    session, counted = work.session, summary(work.session.model, OWN)
     rate = _rate(work, memory, tokens)
     return {
         "schema": SCHEMA,
@@ -184,7 +185,7 @@ def _report(
     intervals: dict[str, dict[str, Interval]],
     differences: dict[str, Interval],
 ) -> Report:
-    session, counted = work.session, summary(work.session.model)
+    session, counted = work.session, summary(work.session.model, OWN)
     reference = "head" if "head" in intervals else "base"
     gained, lost = _changes(work, answers, reference)
     log = read_log(work.run.log)

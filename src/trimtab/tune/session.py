@@ -244,25 +244,35 @@ def _agreeing(session: Session, names: Sequence[str], batch: Mapping[str, Any]) 
     """Those under which the model gives what it gives under the first: some models hand their
     attention what only the function that they were written with heeds."""
     model = session.model
-    found: dict[str, Tensor] = {}
+    found: dict[str, list[Tensor]] = {}
     training = model.training
     for name in names:
         try:
             hardware.take_attention(model, name)
-            found[name] = _given(session.task.loss(model.eval(), batch)[1]).float()
-        except (InputError, ValueError, RuntimeError, AttributeError, TypeError, StopIteration):
+            found[name] = _given(session.task.loss(model.eval(), batch)[1])
+        except (InputError, ValueError, RuntimeError, AttributeError, TypeError):
             continue
     model.train(training)
-    if not found:
-        return [*names[:1]]
-    first = next(iter(found.values()))
-    return [name for name, one in found.items() if (one - first).norm() <= _NEAR * first.norm()]
+    first = next(iter(found.values()), [])
+    agreeing = [name for name, one in found.items() if one and _close(one, first)]
+    return agreeing or [*(found or names)][:1]
 
 
-def _given(outputs: Any) -> Tensor:
-    """The tensor that says most of what a model gave."""
-    named = (getattr(outputs, name, None) for name in ("logits", "last_hidden_state"))
-    return next(one for one in (*named, outputs) if isinstance(one, Tensor))
+def _given(outputs: Any) -> list[Tensor]:
+    """All that a model gave: of a detector scores and boxes, of a reader starts and ends."""
+    if isinstance(outputs, Tensor):
+        return [outputs.float()]
+    named = outputs if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", {})
+    tensors = (one for name, one in sorted(named.items()) if name != "loss")
+    return [one.float() for one in tensors if isinstance(one, Tensor) and one.is_floating_point()]
+
+
+def _close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Each by itself: small boxes do not hide behind large scores."""
+    return len(found) == len(expected) and all(
+        one.shape == other.shape and bool((one - other).norm() <= _NEAR * other.norm())
+        for one, other in zip(found, expected, strict=True)
+    )
 
 
 def choose_attention(
@@ -362,7 +372,9 @@ def narrow(session: Session, encoded: Encoded) -> None:
         encoded.examples[i] for i in sorted({*range(min(4, n)), n // 2, max(0, n - 4), n - 1})
     ]
     device = next(session.model.parameters()).device
-    inputs = {k: v for k, v in on(session.collate(picked), device).items() if k != "labels"}
+    inputs = on(session.collate(picked), device)
+    for key in ("labels", "weights"):
+        inputs.pop(key, None)
 
     def run() -> Tensor:
         with precision(device, session.config.autocast):

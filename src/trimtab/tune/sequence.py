@@ -1,0 +1,82 @@
+"""Tasks that come one after the other, with an adapter each: what is forgotten.
+
+    R[i][j]         the metric of task j after the i-th was learned
+    forgetting of j = max_{i < T} R[i][j] - R[T][j]
+
+(Lopez-Paz and Ranzato 2017, arXiv:1706.08840; Chaudhry et al. 2018, arXiv:1801.10112). The base
+is frozen and each task trains an adapter of its own, so that nothing of an earlier task is touched:
+its forgetting is zero by construction. That is shown here and not assumed: after every stage all
+earlier runs are opened anew and evaluated, and their very outputs compared bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimtab.core.errors import InputError
+from trimtab.evaluate.metrics import METRICS
+from trimtab.evaluate.run import open_run
+from trimtab.store.files import write_json
+from trimtab.tune.config import parse
+from trimtab.tune.folder import Run
+from trimtab.tune.run import tune
+from trimtab.tune.session import read_data
+
+
+def sequence(
+    data: Sequence[str], out: str, fields: Mapping[str, Any], *, quiet: bool = True
+) -> dict[str, Any]:
+    """Train a run for each of the data sets, and evaluate all that there are after each.
+
+    `fields` are those of a run's configuration. Runs that are finished in `out` are not trained
+    again. Written to `out` as `sequence.json`: the matrix, with None above its diagonal.
+    """
+    names = [Path(one).stem for one in data]
+    if len(set(names)) < len(names):
+        raise InputError(f"the tasks' data need names of their own, and these are {names}")
+    if len(names) < 2:
+        raise InputError("a sequence has two tasks at least: name the data of each")
+    folders = [str(Path(out) / f"{i + 1}-{name}") for i, name in enumerate(names)]
+    matrix: list[list[float | None]] = []
+    seen: list[list[str]] = []
+    for stage, (one, folder) in enumerate(zip(data, folders, strict=True)):
+        if not Run(Path(folder)).over:
+            tune(parse({**fields, "data": one, "out": folder}, "a sequence"), quiet=quiet)
+        found = [evaluated(earlier) for earlier in folders[: stage + 1]]
+        matrix.append([value for value, _ in found] + [None] * (len(names) - stage - 1))
+        seen.append([digest for _, digest in found])
+    told = {
+        "tasks": names,
+        "runs": folders,
+        "matrix": matrix,
+        "forgetting": forgetting(matrix),
+        "same_outputs": all(row[j] == seen[j][j] for row in seen for j in range(len(row))),
+    }
+    write_json(Path(out) / "sequence.json", told)
+    return told
+
+
+def evaluated(folder: str) -> tuple[float, str]:
+    """A run's metric on its test split, and a digest of the outputs that it is of."""
+    session = open_run(folder)
+    rows = read_data(session.config).test
+    outputs = session.outputs(session.encode(rows))
+    value = METRICS[session.task.metric].value(
+        session.answers(outputs, rows), session.references(rows)
+    )
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(one).tobytes() for one in outputs))
+    return value, digest.hexdigest()
+
+
+def forgetting(matrix: Sequence[Sequence[float | None]]) -> list[float]:
+    """Of every task but the last: the best that it was before the end, less what it is then."""
+    last = matrix[-1]
+    return [
+        max(value for row in matrix[j:-1] if (value := row[j]) is not None) - (last[j] or 0.0)
+        for j in range(len(last) - 1)
+    ]
