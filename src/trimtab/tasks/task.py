@@ -181,6 +181,13 @@ class Task(ABC):
         """Of tasks with a head over one vector: the loss of what the head gives."""
         raise NotImplementedError(f"{self.name} has no head over one vector")
 
+    def fitness(self, logits: Tensor, labels: Tensor) -> float:
+        """Of tasks with a head over one vector: what heads are compared by that are trained alone,
+        more is better: accuracy, or of numbers the loss."""
+        if labels.is_floating_point():
+            return -float(self.loss_of(logits, labels))
+        return float((logits.argmax(-1) == labels).float().mean())
+
     def rows_of(self, outputs: Any, batch: Batch) -> Outputs:
         """What each example is answered by, from what the model gave: an array (n, …), or a list
         of arrays where they differ in size."""

@@ -1,6 +1,7 @@
 """Text classification: a label for a text or a pair of texts, several labels, or a number.
 
-one label        cross entropy             accuracy, macro F1, MCC
+one label        cross entropy             accuracy, macro F1, MCC; of one that is looked for
+                                           average precision, area under the ROC curve
 several labels   binary cross entropy      micro F1
 regression       squared error             Pearson, RMSE
 """
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from trimtab.core.errors import InputError
 from trimtab.data import Column
-from trimtab.tasks import models
+from trimtab.tasks import decision, models
 from trimtab.tasks.task import Batch, Encoded, Outputs, Task, shortest_first
 from trimtab.tasks.tokens import padded, tokenise
 
@@ -57,10 +58,12 @@ def known_labels(given: Sequence[str], labels: Sequence[str], where: str) -> Non
 @dataclass(frozen=True, kw_only=True)
 class TextClassification(Task):
     """`kind`: one label an example, several, or a number. With `weights` balanced, each label
-    counts alike in training, however many examples it has."""
+    counts alike in training, however many examples it has; `positive` is the label that is looked
+    for, by which texts are ranked."""
 
     kind: Kind = "one"
     weights: Literal["even", "balanced"] = "even"
+    positive: str = ""
 
     name: ClassVar[str] = "text-classification"
     one_vector: ClassVar[bool] = True
@@ -76,6 +79,9 @@ class TextClassification(Task):
             )
         if self.weights == "balanced" and self.kind != "one":
             raise InputError("text-classification: weights belong to kind=one")
+        object.__setattr__(self, "positive", str(self.positive))
+        if self.positive and self.kind != "one":
+            raise InputError("text-classification: positive belongs to kind=one")
 
     @property
     def columns(self) -> tuple[Column, ...]:  # type: ignore[override]
@@ -89,7 +95,7 @@ class TextClassification(Task):
     @property
     def metrics(self) -> tuple[str, ...]:
         by_kind: dict[Kind, tuple[str, ...]] = {
-            "one": ("accuracy", "macro_f1", "mcc"),
+            "one": decision.METRICS if self.positive else ("accuracy", "macro_f1", "mcc"),
             "several": ("micro_f1",),
             "number": ("pearson", "spearman", "rmse"),
         }
@@ -100,7 +106,10 @@ class TextClassification(Task):
             return [_NUMBER]
         given = rows["label"]
         names = {one for row in given for one in row} if self.kind == "several" else set(given)
-        return sorted(names, key=numbers_first)
+        labels = sorted(names, key=numbers_first)
+        if self.positive:
+            decision.refuse(self.positive, labels)
+        return labels
 
     def order(self, name: str, labels: Sequence[str]) -> list[str]:
         return models.in_own_order(name, labels)
@@ -186,22 +195,30 @@ class TextClassification(Task):
             return F.mse_loss(logits.float().squeeze(-1), labels)
         return F.cross_entropy(logits.float(), labels)
 
+    def fitness(self, logits: Tensor, labels: Tensor) -> float:
+        if self.positive:  # accuracy is won by those that never find it
+            return -float(self.loss_of(logits, labels))
+        return super().fitness(logits, labels)
+
     def answers(
         self, outputs: Outputs, rows: Dataset, labels: Sequence[str], processor: Any
     ) -> list[Any]:
         if self.kind == "number":
             return [float(row[0]) for row in outputs]
+        if self.positive:
+            return decision.sure(outputs, labels, self.positive)
         if self.kind == "one":
             return [labels[best] for best in outputs.argmax(-1)]
         return [[labels[i] for i in np.flatnonzero(row > 0)] for row in outputs]
 
     def references(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
-        return list(rows["label"])
+        given = list(rows["label"])
+        return decision.right(given, self.positive) if self.positive else given
 
     def told(self, outputs: Outputs, rows: Dataset, labels: Sequence[str], processor: Any) -> list:
         answers = self.answers(outputs, rows, labels, processor)
         return [
-            {**self._given(rows, i), **self._told(row, answer)}
+            {**self._given(rows, i), **self._told(row, answer, labels)}
             for i, (row, answer) in enumerate(zip(outputs, answers, strict=True))
         ]
 
@@ -209,14 +226,14 @@ class TextClassification(Task):
         names = [name for name in ("text", "pair") if name in rows.column_names]
         return {name: rows[name][index] for name in names}
 
-    def _told(self, row: np.ndarray, answer: Any) -> dict[str, Any]:
+    def _told(self, row: np.ndarray, answer: Any, labels: Sequence[str]) -> dict[str, Any]:
         if self.kind == "number":
             return {"value": round(answer, 6)}
         z = torch.from_numpy(row)
         if self.kind == "several":
             sure = [round(float(p), 6) for p in z.sigmoid() if p > 0.5]
             return {"labels": answer, "probabilities": sure}
-        return {"label": answer, "probability": round(float(z.softmax(-1).max()), 6)}
+        return decision.told(z, labels, self.positive)
 
     def check(self, rows: Dataset, labels: Sequence[str], where: str) -> None:
         if self.kind == "number":
