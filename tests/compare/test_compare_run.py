@@ -94,7 +94,7 @@ def test_a_run_that_was_over_is_not_run_again(done: dict[str, Any]) -> None:
     assert done["untouched"]
     assert done["found"]["failed"] == {}
     assert [row["method"] for row in done["found"]["rows"]] == [
-        *("base, untrained", "few-shot", "bitfit", "full")
+        *("base, untrained", "head, first", "few-shot", "bitfit", "full")
     ]
 
 
@@ -263,6 +263,6 @@ def test_the_report_in_a_browser(done: dict[str, Any], tmp_path: Path) -> None:
     seen = json.loads(told["page"])
     assert told["overflow"] <= 0
     assert seen["refused"] == seen["asked"] == []
-    assert dict(seen["dots"]) == {"parameters": 3, "seconds": 3, "curves": 6, "forgetting": 2}
+    assert dict(seen["dots"]) == {"parameters": 4, "seconds": 4, "curves": 6, "forgetting": 2}
     assert seen["outside"] == 0
     assert seen["links"] > 10

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trimtab.compare.campaign import Course
 
 SCHEMA = 1
-FEW_SHOT, BASE = "few-shot", "base, untrained"
+FEW_SHOT, BASE, HEAD_ONLY = "few-shot", "base, untrained", "head, first"
 _KEPT = ("task", "data", "steps", "trials", "seeds", "seed", "models", "methods", "margin")
 
 Row = dict[str, Any]
@@ -122,14 +122,24 @@ def _of_base(course: Course, model: str, answers: Answers) -> list[tuple[Row, Ru
 
 
 def _untrained(course: Course, cell: Cell, answers: Answers) -> list[tuple[Row, Runs | None]]:
-    metrics = course.metrics[cell]
-    test = metrics["baselines"]["base"]
-    if test is None:
-        return []
-    row = _row(cell.model, BASE, "base", test)
-    row["sources"] = {"test": [f"{cell.place / 'metrics.json'}#baselines.base.value"]}
-    row |= {"trained": 0, "total": metrics["total"], "bytes": 0, "seconds": 0.0}
-    return [(row, answers.of([course.out / cell.place], "base", [test["value"]]))]
+    """The base as it was loaded; and its head trained alone on features, where new heads begin."""
+    metrics, found = course.metrics[cell], []
+    for name, method, kind in (("base", BASE, "base"), ("head", HEAD_ONLY, "head")):
+        test = metrics["baselines"][name]
+        if test is None:
+            continue
+        row, file = _row(cell.model, method, kind, test), f"{cell.place / 'metrics.json'}"
+        cost = metrics["baseline_costs"][name]
+        row |= {"trained": cost["trainable"], "total": metrics["total"]}
+        row |= {"bytes": cost["bytes"], "seconds": cost["seconds"]}
+        row["sources"] = {"test": [f"{file}#baselines.{name}.value"]}
+        if kind == "head":
+            row["about"] = "epochs of its own on features, before each run: where new heads begin"
+            keys = {"trained": "trainable", "bytes": "bytes", "seconds": "seconds"}
+            for key, own in keys.items():
+                row["sources"][key] = [f"{file}#baseline_costs.{name}.{own}"]
+        found.append((row, answers.of([course.out / cell.place], name, [test["value"]])))
+    return found
 
 
 def _few_shot(course: Course, model: str, answers: Answers) -> list[tuple[Row, Runs | None]]:

@@ -22,6 +22,7 @@ TONES = (
 )
 FIXED = {"full": INK, "head": MUTED}
 NONE = "none"
+_FOOT = 0.05  # of the sheet's width, where what is none stands
 _DROPS = [4 + sign * 13 * step for step in range(12) for sign in (1, -1)]  # of words, by nearness
 
 
@@ -44,7 +45,7 @@ class Axis:
         if not self.log:
             return (value - self.low) / (self.high - self.low)
         low, high = math.log10(self.low), math.log10(self.high)
-        return 0.0 if value <= 0 else (math.log10(value) - low) / (high - low)
+        return _FOOT if value <= 0 else (math.log10(value) - low) / (high - low)
 
     def ticks(self) -> list[tuple[float, str]]:
         if not self.log:
@@ -68,7 +69,7 @@ def linear(values: Sequence[float]) -> Axis:
 def logarithmic(values: Sequence[float]) -> Axis:
     """Around all that are above zero; with room at its foot where one is not."""
     above = [value for value in values if value > 0] or [1.0]
-    foot = 6.0 if len(above) < len(values) else 1.6
+    foot = 8.0 if len(above) < len(values) else 1.6
     return Axis(min(above) / foot, max(above) * 1.6, log=True)
 
 
@@ -133,7 +134,8 @@ def picture(
     x, y = axes
     x_ticks = [(_across(at), text) for at, text in x.ticks()]
     if x.log and any(dot.x <= 0 for dot in dots):
-        x_ticks = [(_across(0.0), NONE), *(one for one in x_ticks if one[0] > _across(0.06))]
+        beyond = [one for one in x_ticks if one[0] > _across(_FOOT + 0.1)]
+        x_ticks = [(_across(_FOOT), NONE), *beyond]
     y_ticks = [(_down(at), text) for at, text in y.ticks()]
     made = Picture(name, caption, detail, *titles, x_ticks, y_ticks)
     for path in paths:

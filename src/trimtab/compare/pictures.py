@@ -33,7 +33,7 @@ def _drawn(found: Found) -> Iterator[Picture]:
 
 
 def _seconds(row: Found) -> float | None:
-    return row["seconds"] if row["kind"] == "trained" else 0.0
+    return row["seconds"] if row["kind"] in ("trained", "head") else 0.0
 
 
 def _shown(found: Found) -> list[tuple[int, Found]]:
@@ -113,7 +113,8 @@ def _forgetting(found: Found, tone: Mapping[str, str]) -> Picture | None:
 
 def _floor(found: Found) -> tuple[float, str]:
     rows = [row for _, row in _shown(found)]
-    head = next((row for row in rows if row["method"] == "head"), None)
+    alone = [row for row in rows if row["kind"] == "head" or row["method"] == "head"]
+    head = next(iter(alone), None)
     if head is not None:
         return head["test"]["value"], "the head alone"
     base = next((row for row in found["rows"] if row["kind"] == "base" and row["test"]), None)

@@ -102,16 +102,18 @@ def _stay(found: Found) -> list[str]:
 
 
 def _choose(row: Found, full: Found, good: int, found: Found) -> list[str]:
-    margin = numbers.metric(found["margin"])
     kept = f"{size(row['bytes'])}, {_times(full['bytes'], row['bytes'])}"
+    side = f"above {numbers.metric(-found['margin'])}"
+    if not found["higher_is_better"]:
+        side = f"below {numbers.metric(found['margin'], signed=True)}"
     least = (
-        f"Of the {good} that do, it keeps the least: {kept}."
+        f"Of the {good} ways of which that holds, it keeps the least: {kept}."
         if good > 1
-        else f"It alone does, and keeps {kept}."
+        else f"That holds of it alone, and it keeps {kept}."
     )
     said = [
-        f"Choose {named(row, found)}: against {named(full, found)} it is "
-        f"{_signed(row['against'])}, so it loses less than the margin of {margin}. {least}"
+        f"Choose {named(row, found)}: its difference to {named(full, found)} is "
+        f"{_signed(row['against'])}, wholly {side}, the margin. {least}"
     ]
     if row["kind"] == "trained" and row["seconds"] and full["seconds"]:
         said.append(
