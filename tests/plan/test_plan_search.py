@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -88,8 +89,6 @@ def test_points_for_engines_that_try_several_at_once() -> None:
 
 
 RAY = """
-import sys
-sys.path.insert(0, {here!r})
 from pathlib import Path
 from test_plan_search import RATES, RUNGS, Landscape
 from trimtab.plan.ray_search import by_ray
@@ -104,13 +103,14 @@ if __name__ == "__main__":
 
 def test_the_same_search_on_two_workers_of_ray(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="ray is not installed: pip install 'trimtab[ray]'")
-    script = RAY.format(here=str(Path(__file__).parent), folder=str(tmp_path))
+    script = RAY.format(folder=str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script],
         capture_output=True,
         text=True,
         check=False,
         timeout=240,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},  # for the workers, too
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -198,6 +198,11 @@ def _resume(values: dict[str, Any], where: str, json_: bool) -> None:
         wanted, there = getattr(asked, key), getattr(saved, key)
         if key == "method" and wanted == "auto" and saved.budget:  # its plan is made
             continue
+        if key == "plan" and wanted != there:
+            raise InputError(
+                f"--plan {values[key]} is not the plan of the run in {asked.out}, whose "
+                "config.yaml holds it: leave it out, or begin a new run"
+            )
         if key == "train":  # the run has added its new head
             wanted = there if set(wanted or ()) <= set(there or ()) else wanted
         if key != "out" and wanted not in (None, "auto", there):

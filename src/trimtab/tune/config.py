@@ -167,12 +167,13 @@ def _planned(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise InputError(
             f"{where}: --method {method}, but the plan is of {plan.method}: leave it out"
         )
+    own = dict(plan.selection.arguments) if plan.selection is not None else {}
     for key in _OF_A_PLAN:
-        if given.get(key):
+        if given.get(key) and given[key] != own:
             flag = f"--{key.replace('_', '-')}"
             raise InputError(f"{where}: {flag} is what the plan says: edit {asked} instead")
     if plan.selection is not None:
-        given["method_arg"] = dict(plan.selection.arguments)
+        given["method_arg"] = own
     if plan.lr is not None:
         given.setdefault("lr", plan.lr)
     return given
