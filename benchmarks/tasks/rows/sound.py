@@ -87,7 +87,7 @@ def writing(shared: Path, out: Path) -> None:
         encoder_ffn_dim=128,
         decoder_ffn_dim=128,
         vocab_size=len(tokenizer),
-        num_mel_bins=40,
+        num_mel_bins=24,
         max_source_positions=100,
         max_target_positions=24,
         decoder_start_token_id=start,
@@ -98,7 +98,7 @@ def writing(shared: Path, out: Path) -> None:
         begin_suppress_tokens=None,
     )
     times = {"sampling_rate": RATE, "hop_length": 80, "n_fft": 400, "chunk_length": 2}
-    extractor = hf.WhisperFeatureExtractor(feature_size=40, **times)
+    extractor = hf.WhisperFeatureExtractor(feature_size=24, **times)
     parts = [hf.WhisperForConditionalGeneration(config), extractor, tokenizer]
     _pretrained(shared, out, parts, steps=500)
 
@@ -145,6 +145,11 @@ ROWS = {
         *("automatic-speech-recognition", "whisper-four-speakers", "spoken_words"),
         options=("--batch-size", "16"),
         steps=120,
+    ),
+    "keywords": Row(
+        *("own.kwt:Keywords", "kwt1-speech-commands", "fsdd_spoken_digits"),
+        options=("--batch-size", "16"),
+        steps=300,
     ),
     "spoken-digits": Row(
         *("audio-classification", "wav2vec2-four-speakers", "spoken_words"),
