@@ -98,7 +98,7 @@ def test_several_assays_with_gaps(quick: Callable[..., Any], bert: Path, tmp_pat
     data = write(tmp_path / "data" / "assays.csv", rows)
     fields = {"task": "molecule-property", "model": bert, "data": data, "lr": 5e-3}
     options = {"kind": "activity", "assays": "long,acid"}
-    config = quick(**fields, task_arg=options, max_steps=40, eval_every=20)
+    config = quick(**fields, task_arg=options, max_steps=30, eval_every=30)
     metrics = tune(config, quiet=True)
     assert metrics["metric"] == "macro_roc_auc"
     assert metrics["validation"]["value"] > 0.7
@@ -123,7 +123,7 @@ def test_a_property_by_the_command_line(bert: Path, tmp_path: Path) -> None:
     flags = {"task": "molecule-property", "model": bert, "data": data, "out": tmp_path / "run"}
     parts = [part for key, value in flags.items() for part in (f"--{key}", str(value))]
     command = [sys.executable, "-m", "trimtab", "tune", *parts, *exact, "--dtype", "float32"]
-    steps = ["--max-steps", "60", "--eval-every", "30", "--batch-size", "16", "--json"]
+    steps = ["--max-steps", "30", "--eval-every", "30", "--batch-size", "16", "--json"]
     done = subprocess.run([*command, *steps], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -148,7 +148,7 @@ def paired(quick: Callable[..., Any], bert: Path, tmp_path: Path) -> Callable[..
 
 
 def test_shared_towers_do_not_know_an_order(paired: Callable[..., Any]) -> None:
-    config = paired(max_steps=60, eval_every=30, batch_size=16)
+    config = paired(max_steps=40, eval_every=40, batch_size=16)
     metrics = tune(config, quiet=True)
     assert metrics["metric"] == "roc_auc"
     assert metrics["baselines"]["head"] is not None

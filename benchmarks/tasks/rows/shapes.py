@@ -151,5 +151,9 @@ def point_transformer(shared: Path, out: Path) -> None:
 DATA: dict[str, Make] = {"turned-shapes": turned_shapes}
 MODELS: dict[str, Make] = {"point-transformer": point_transformer}
 ROWS = {
-    "shapes": Row("own.point_clouds:PointClouds", "point-transformer", "turned-shapes", steps=300),
+    "shapes": Row(
+        *("own.point_clouds:PointClouds", "point-transformer", "turned-shapes"),
+        steps=300,
+        rates={"full": 1e-3},  # as it was pre-trained with
+    ),
 }

@@ -51,6 +51,7 @@ ROWS = {
     ),
     "blood-cells": Row(
         *("own.deimv2:Detection", "deimv2-coco", "bccd_detection"),
+        steps=120,
         options=("--batch-size", "4"),
         rates={"lora": 2e-3, "bitfit": 2e-3, "full": 5e-4},
     ),
