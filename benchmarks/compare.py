@@ -29,6 +29,11 @@ METHODS = ("lora", "bitfit", "ia3", "houlsby", "dora", "full", "head")
 RESULT = Path(__file__).parent / "results" / "compare.json"
 PAGE = Path(__file__).parents[1] / "docs" / "compare.md"
 MARKS = "<!-- results -->\n", "<!-- /results -->\n"
+BATCH = 16
+_KEPT = (
+    *("task", "metric", "margin", "power", "intensity", "verdict", "failed"),
+    *("few_shot_not_applicable", "hardware", "versions"),
+)
 _ROW = (
     *("method", "kind", "about", "lr", "test", "against", "trained", "bytes", "seconds"),
     *("peak_memory", "milliseconds", "tokens", "forgetting", "gap", "energy", "curve"),
@@ -105,37 +110,25 @@ def run(name: str, shared: Path, out: Path) -> dict[str, Any]:
     if not data.exists():
         data.mkdir(parents=True)
         one.make(shared / "data" / name, data)
+    budget = {"steps": one.steps, "trials": one.trials, "seeds": 1, "sizes": one.sizes}
     command = [
         *(sys.executable, "-m", "trimtab", "compare", "--model", "minilm", "--data", str(data)),
         *("--task", one.task, "--methods", ",".join(METHODS), "--no-baselines"),
-        *("--steps", str(one.steps), "--trials", str(one.trials), "--sizes", one.sizes),
-        *(
-            "--tune-arg",
-            "batch_size=16",
-            "--tune-arg",
-            f"eval_every={one.steps // 2}",
-            "--out",
-            str(out / name),
-        ),
+        *(f"--{key}={value}" for key, value in budget.items()),
+        *(f"--tune-arg=batch_size={BATCH}", f"--tune-arg=eval_every={one.steps // 2}"),
+        *("--out", str(out / name)),
     ]
     done = subprocess.run(command, check=False)
     if done.returncode:
         sys.exit(done.returncode)
     found = json.loads((out / name / "compare.json").read_text(encoding="utf8"))
+    return kept_of(found, {**budget, "batch_size": BATCH})
+
+
+def kept_of(found: dict[str, Any], budget: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: found[key] for key in _KEPT}
     rows = [{key: row[key] for key in _ROW} for row in found["rows"]]
-    keys = ("task", "metric", "margin", "power", "intensity", "verdict", "failed",
-            "few_shot_not_applicable", "hardware", "versions")  # fmt: skip
-    return {
-        "budget": {
-            "steps": one.steps,
-            "trials": one.trials,
-            "seeds": 1,
-            "batch_size": 16,
-            "sizes": one.sizes,
-        },
-        **{key: found[key] for key in keys},
-        "rows": rows,
-    }
+    return {"budget": budget, **kept, "rows": rows}
 
 
 def write_page(kept: dict[str, Any]) -> None:

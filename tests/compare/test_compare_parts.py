@@ -12,7 +12,7 @@ import torch
 
 from trimtab.compare import drawing, energy
 from trimtab.compare.pairing import minus, over_seeds
-from trimtab.compare.verdict import judge
+from trimtab.compare.verdict import judge, rival_of
 from trimtab.core.errors import InputError
 from trimtab.evaluate import forgetting
 from trimtab.evaluate.metrics import METRICS, difference, interval
@@ -134,25 +134,39 @@ def _row(method: str, low: float | None, kept: int, kind: str = "trained") -> di
     test = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 50}
     empty = dict.fromkeys(("milliseconds", "forgetting"))
     return {"model": "m", "method": method, "kind": kind, "test": test, "against": against,
-            "bytes": kept, "seconds": 1.0, **empty}  # fmt: skip
+            "bytes": kept, "seconds": 1.0, "validation": None, **empty}  # fmt: skip
 
 
 def _judged(*rows: dict[str, Any], margin: float = 0.01) -> dict[str, Any]:
-    found = {"rows": list(rows), "reference": 0, "margin": margin, "metric": "accuracy",
-             "higher_is_better": True, "request": {"models": ["m"]}}  # fmt: skip
+    rival = rival_of(rows, 0, higher=True)
+    for row in rows:  # as if the rival were the reference's own distance away
+        row["against_rival"] = row.get("to_rival")
+    found = {"rows": list(rows), "reference": 0, "rival": rival, "margin": margin}
+    found |= {"metric": "accuracy", "higher_is_better": True, "request": {"models": ["m"]}}
     return judge(found)
 
 
 def test_the_smallest_that_is_not_inferior_is_chosen() -> None:
     full, small = _row("full", None, 1000), _row("ia3", -0.005, 10)
-    larger, bad = _row("lora", 0.001, 100), _row("head", -0.2, 1)
-    base = _row("base", 0.3, 0, kind="base")
-    found = _judged(full, small, larger, bad, base)
+    larger, bad = _row("lora", -0.0005, 100), _row("head", -0.2, 1)
+    found = _judged(full, small, larger, bad)
     assert (found["choice"], found["non_inferior"]) == (1, [1, 2])
     assert "Choose ia3" in found["text"]
     assert "100 times less" in found["text"]
-    assert "Better than full beyond its interval: lora" in found["text"]
-    strict = _judged(full, small, larger, bad, margin=0.001)
-    assert strict["choice"] == 2
+    assert _judged(full, small, larger, bad, margin=0.001)["choice"] == 2
     assert _judged(full, bad)["choice"] == 0
-    assert "Keep full" in _judged(full, bad)["text"]
+    assert "Keep full: no cheaper way" in _judged(full, bad)["text"]
+
+
+def test_what_beats_full_is_what_others_are_held_to() -> None:
+    """A method as good as a full fine-tuning that failed is no choice."""
+    full, best = _row("full", None, 1000), _row("ia3", 0.3, 50)
+    poor, less = _row("head", -0.001, 1), _row("lora", 0.1, 100)
+    full["validation"], best["validation"], less["validation"] = 0.1, 0.9, 0.8
+    for row, low in ((full, -0.33), (poor, -0.32), (less, -0.21)):
+        row["to_rival"] = {"value": low + 0.01, "low": low, "high": low + 0.02, "n": 50}
+    found = _judged(full, best, poor, less)
+    assert found["choice"] == 1
+    assert "Better than full beyond its interval: ia3" in found["text"]
+    assert "Of these validation prefers ia3" in found["text"]
+    assert "Choose ia3: no cheaper way" in found["text"]

@@ -15,7 +15,7 @@ from trimtab.compare import energy, measured, prompted
 from trimtab.compare.pairing import Runs, minus, over_seeds
 from trimtab.compare.processes import SPENT
 from trimtab.compare.schedule import Cell, rates, slug
-from trimtab.compare.verdict import by_class, judge
+from trimtab.compare.verdict import by_class, judge, rival_of
 from trimtab.core.errors import TrimtabError
 from trimtab.evaluate.metrics import METRICS, Metric
 from trimtab.store.files import read_json
@@ -76,6 +76,9 @@ def collect(course: Course) -> dict[str, Any]:
     reference = _reference(rows, metric)
     for row, answered in zip(rows, runs, strict=True):
         row["against"] = _against(row, answered, reference, rows, runs, answers)
+    rival = rival_of(rows, reference, higher=metric.higher)
+    for row, answered in zip(rows, runs, strict=True):
+        row["against_rival"] = _against(row, answered, rival, rows, runs, answers)
     watts, source = energy.watts(request.watts)
     for row in rows:
         _power(course, row, watts)
@@ -93,6 +96,7 @@ def collect(course: Course) -> dict[str, Any]:
         "intensity": {"grams_per_kwh": request.intensity, "source": _intensity(request.intensity)},
         "rows": rows,
         "reference": reference,
+        "rival": rival,
         "few_shot_not_applicable": {
             model: one["why"] for model, one in course.few_shot.items() if not one["applicable"]
         },

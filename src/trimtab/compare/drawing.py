@@ -184,7 +184,8 @@ def _words(marks: Sequence[dict[str, object]], dots: Sequence[Dot]) -> list[Word
         wide = LETTER * len(dot.name)
         if not dot.name:
             continue
-        places = [(x + 9 * side, y + drop, side) for drop in _DROPS for side in (1, -1)]
+        beside = 12 if dot.strong else 9
+        places = [(x + beside * side, y + drop, side) for drop in _DROPS for side in (1, -1)]
         within = [one for one in places if _within(_box(one, wide))] or places
         place = next((one for one in within if _free(_box(one, wide), taken)), within[0])
         taken.append(_box(place, wide))

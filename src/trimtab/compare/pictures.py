@@ -10,6 +10,8 @@ from trimtab.compare import numbers
 from trimtab.compare.drawing import Dot, Path, Picture, front, linear, logarithmic, picture, tones
 from trimtab.compare.verdict import named
 
+_FRONT = "the line joins those that no other beats in both"
+
 Found = Mapping[str, Any]
 Cost = Callable[[Found], float | None]
 
@@ -66,12 +68,16 @@ def _against_cost(
     return picture(
         name,
         f"{found['metric']} against {title}",
-        "the line joins those that no other beats in both",
+        _FRONT if len(best) > 1 else f"{_winner(dots, best)} beats all others in both",
         (title, f"test {found['metric']}"),
         axes,
         dots,
         [Path(steps, "#c9ced2", dashed=True)] if len(best) > 1 else [],
     )
+
+
+def _winner(dots: list[Dot], best: list[tuple[float, float]]) -> str:
+    return next(dot.name for dot in dots if (dot.x, dot.y) == best[0])
 
 
 def _staircase(best: list[tuple[float, float]]) -> list[tuple[float, float]]:

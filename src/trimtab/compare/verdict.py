@@ -1,8 +1,10 @@
 """Which to choose and why, by a rule that anyone can apply to the figures.
 
-A method is non-inferior to full fine-tuning if the whole 95 % interval of its difference, paired on
-the test examples, lies above -margin (below +margin where less is better). Of those that are, the
-one that keeps the fewest bytes for each task is chosen; of equals, the one that trains faster.
+Full fine-tuning is the reference, unless others beat it beyond the interval of their difference:
+then of these the one that validation prefers. A method is non-inferior to the reference if the
+whole 95 % interval of its difference, paired on the test examples, lies above -margin (below
++margin where less is better). Of those that are, the one that keeps the fewest bytes for each task
+is chosen; of equals, the one that trains faster.
 """
 
 from __future__ import annotations
@@ -23,22 +25,40 @@ _FEW_ORDERS = 1.5  # times the milliseconds of another, beyond which a word is d
 
 def judge(found: Found) -> dict[str, Any]:
     """The place of the chosen row, those that are non-inferior, and the paragraph."""
-    rows, reference = found["rows"], found["reference"]
+    rows, reference, rival = found["rows"], found["reference"], found["rival"]
     if reference is None:
         return {"choice": None, "non_inferior": [], "text": "No run came to its end."}
-    good = [i for i, row in enumerate(rows) if _non_inferior(row, found)]
-    choice = min([reference, *good], key=lambda i: _cost(rows[i]))
-    sentences = [_of_reference(rows[reference], found)]
-    if choice == reference:
+    good = [i for i, row in enumerate(rows) if i != rival and _non_inferior(row, found)]
+    choice = min([rival, *good], key=lambda i: _cost(rows[i]))
+    sentences = [_of_reference(rows[reference], found), *_beaten(found)]
+    if choice == rival:
         sentences += _stay(found)
     else:
-        sentences += _choose(rows[choice], rows[reference], len(good), found)
-    sentences += _better(found)
+        sentences += _choose(rows[choice], rows[rival], len(good), found)
+    sentences += _forgot(rows[choice], rows[reference])
     return {"choice": choice, "non_inferior": good, "text": " ".join(sentences)}
 
 
+def rival_of(rows: Sequence[Found], reference: int | None, *, higher: bool) -> int | None:
+    """The row that a choice is held against: the reference, or what beats it, by validation."""
+    if reference is None:
+        return None
+    better = [
+        i
+        for i, row in enumerate(rows)
+        if row["against"] and row["against"]["shows"] == "better" and row["validation"] is not None
+    ]
+    sign = 1 if higher else -1
+    return max(better, key=lambda i: sign * rows[i]["validation"], default=reference)
+
+
+def _difference(row: Found, found: Found) -> Any:
+    """To the rival."""
+    return row["against" if found["rival"] == found["reference"] else "against_rival"]
+
+
 def _non_inferior(row: Found, found: Found) -> bool:
-    against = row["against"]
+    against = _difference(row, found)
     if against is None or against["low"] is None or row["bytes"] is None or row["kind"] == "base":
         return False
     if found["higher_is_better"]:
@@ -79,30 +99,54 @@ def _of_reference(row: Found, found: Found) -> str:
     )
 
 
+def _beaten(found: Found) -> list[str]:
+    """Those that beat the reference beyond doubt."""
+    rows, reference, rival = found["rows"], found["reference"], found["rival"]
+    names = [
+        f"{named(row, found)} ({_signed(row['against'])})"
+        for row in rows
+        if row["against"] and row["against"]["shows"] == "better" and row["kind"] != "base"
+    ]
+    if not names:
+        return []
+    full = named(rows[reference], found)
+    said = [f"Better than {full} beyond its interval: {', '.join(names)}."]
+    if len(names) > 1 and rival != reference:
+        said.append(f"Of these validation prefers {named(rows[rival], found)}.")
+    return said
+
+
 def _stay(found: Found) -> list[str]:
-    """Nothing cheaper was shown to be as good."""
-    rows, reference = found["rows"], found["reference"]
+    """Nothing cheaper was shown to be as good as the rival."""
+    rows, rival = found["rows"], found["rival"]
+    verb = "Keep" if rival == found["reference"] else "Choose"
     margin = numbers.metric(found["margin"])
+    said = [
+        f"{verb} {named(rows[rival], found)}: no cheaper way was shown to lose less than {margin} "
+        f"against it. It keeps {size(rows[rival]['bytes'])}."
+    ]
     sign = 1 if found["higher_is_better"] else -1
     others = [
-        row for i, row in enumerate(rows)
-        if i != reference and row["against"] and row["against"]["value"] is not None
-        and row["kind"] != "base"
-    ]  # fmt: skip
-    own = f"no cheaper way was shown to lose less than {margin} against it"
+        row
+        for row in rows
+        if (known := _difference(row, found))
+        and known["value"] is not None
+        and row["bytes"]
+        and _cost(row) < _cost(rows[rival])
+    ]
     if not others:
-        return [f"Keep {named(rows[reference], found)}: {own}."]
-    nearest = max(others, key=lambda row: sign * row["against"]["value"])
+        return said
+    nearest = max(others, key=lambda row: sign * _difference(row, found)["value"])
     return [
-        f"Keep {named(rows[reference], found)}: {own}.",
-        f"The nearest is {named(nearest, found)} ({_signed(nearest['against'])}, "
-        f"{size(nearest['bytes'])}); more test examples would narrow that interval, and more "
-        "steps may close the gap.",
+        *said,
+        f"The nearest that is cheaper is {named(nearest, found)} "
+        f"({_signed(_difference(nearest, found))}, {size(nearest['bytes'])}); more test examples "
+        "would narrow that interval, and more steps may close the gap.",
     ]
 
 
-def _choose(row: Found, full: Found, good: int, found: Found) -> list[str]:
-    kept = f"{size(row['bytes'])}, {_times(full['bytes'], row['bytes'])}"
+def _choose(row: Found, rival: Found, good: int, found: Found) -> list[str]:
+    kept = f"{size(row['bytes'])}, {_times(rival['bytes'], row['bytes'])}"
     side = f"above {numbers.metric(-found['margin'])}"
     if not found["higher_is_better"]:
         side = f"below {numbers.metric(found['margin'], signed=True)}"
@@ -112,21 +156,21 @@ def _choose(row: Found, full: Found, good: int, found: Found) -> list[str]:
         else f"That holds of it alone, and it keeps {kept}."
     )
     said = [
-        f"Choose {named(row, found)}: its difference to {named(full, found)} is "
-        f"{_signed(row['against'])}, wholly {side}, the margin. {least}"
+        f"Choose {named(row, found)}: its difference to {named(rival, found)} is "
+        f"{_signed(_difference(row, found))}, wholly {side}, the margin. {least}"
     ]
-    if row["kind"] == "trained" and row["seconds"] and full["seconds"]:
+    if row["kind"] == rival["kind"] == "trained" and row["seconds"] and rival["seconds"]:
         said.append(
             f"It trained in {numbers.duration(row['seconds'])} against "
-            f"{numbers.duration(full['seconds'])}."
+            f"{numbers.duration(rival['seconds'])}."
         )
-    slow, fast = _prediction(row), _prediction(full)
+    slow, fast = _prediction(row), _prediction(rival)
     if slow and fast and slow > _FEW_ORDERS * fast:
         said.append(
             f"But each prediction takes {slow:.1f} ms against {fast:.1f} ms: where many are made, "
             "a trained adapter is cheaper."
         )
-    return [*said, *_forgot(row, full)]
+    return said
 
 
 def _prediction(row: Found) -> float | None:
@@ -136,7 +180,7 @@ def _prediction(row: Found) -> float | None:
 
 def _forgot(row: Found, full: Found) -> list[str]:
     one, other = row["forgetting"], full["forgetting"]
-    if not one or not other or one["measure"] is None or other["measure"] is None:
+    if row is full or not one or not other or one["measure"] is None or other["measure"] is None:
         return []
     return [
         f"With it on, the base has forgotten {numbers.metric(one['adapted'])} against "
@@ -150,19 +194,6 @@ def _times(many: float, few: float) -> str:
         return "next to nothing"
     factor = many / few
     return f"{factor:,.0f} times less" if factor >= 2 else f"against {size(int(many))}"
-
-
-def _better(found: Found) -> list[str]:
-    """Those that beat the reference beyond doubt."""
-    names = [
-        f"{named(row, found)} ({_signed(row['against'])})"
-        for row in found["rows"]
-        if row["against"] and row["against"]["shows"] == "better"
-    ]
-    if not names:
-        return []
-    full = named(found["rows"][found["reference"]], found)
-    return [f"Better than {full} beyond its interval: {', '.join(names)}."]
 
 
 def by_class(
