@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from auto_page import packed, page
 from record import RESULTS, write
 
 import trimtab
@@ -146,7 +147,7 @@ class Work:
             "sites": len(plan.taken),
             "ranks": [entry.rank for entry in plan.entries],
             "loss": round(sum(losses[-10:]) / 10, 4),
-            "answers": answers,
+            "answers": packed(answers),
             "value": METRICS[session.task.metric].value(answers, self.references),
         }
 
@@ -210,7 +211,7 @@ def collect(only: Sequence[str], shared: Path, minutes: float) -> None:
             opened_[task] = Work(task, shared)
         work = opened_[task]
         found["runs"][key] = work.run(budget, arm, seed)
-        found["references"][task] = work.references
+        found["references"][task] = packed(work.references)
         found.setdefault("metrics", {})[task] = work.session.task.metric
         write(NAME, found)
         told = {k: v for k, v in found["runs"][key].items() if k not in ("answers", "ranks")}
@@ -230,8 +231,6 @@ def main() -> None:
         torch.set_num_threads(1)
         warnings.simplefilter("ignore")
         collect(options.only, options.shared, options.minutes)
-    from auto_page import page  # which needs no model
-
     page()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
+import zlib
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,6 +21,15 @@ TASKS = ("rotten_tomatoes", "banking77", "snips_intents", "subjectivity", "wnut1
 BUDGETS, SEEDS = ("0.2%", "0.5%"), (0, 1, 2)
 AGAINST = {"even": "all linear maps", "q, v": "q, v"}
 OTHERS = ("gradient", "held-out", "importance", "fisher", "eva")
+
+
+def packed(answers: list[Any]) -> str:
+    """Answers to hundreds of examples, on a line of their own."""
+    return base64.b64encode(zlib.compress(json.dumps(answers).encode(), 9)).decode()
+
+
+def unpacked(text: str) -> list[Any]:
+    return json.loads(zlib.decompress(base64.b64decode(text)))
 
 
 def page() -> None:
@@ -85,8 +96,12 @@ def _gap(
 ) -> Gap:
     """The mean over seeds of paired differences, with a 95 % interval: the test examples are
     drawn again, the same for both and for all seeds."""
-    metric, references = METRICS[found["metrics"][task]], found["references"][task]
-    pairs = [[_get(found, task, budget, one, s)["answers"] for one in (arm, other)] for s in seeds]
+    metric = METRICS[found["metrics"][task]]
+    references = unpacked(found["references"][task])
+    pairs = [
+        [unpacked(_get(found, task, budget, one, s)["answers"]) for one in (arm, other)]
+        for s in seeds
+    ]
     each = [difference(metric, one, two, references, seed=0) for one, two in pairs]
     middle = fmean(one.value for one in each)
     if metric.each is None:  # of a metric that is no mean: the widest of the seeds' intervals

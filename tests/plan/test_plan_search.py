@@ -109,7 +109,7 @@ def test_the_same_search_on_two_workers_of_ray(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=280,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},  # for the workers, too
     )
     assert done.returncode == 0, done.stderr[-3000:]
