@@ -165,6 +165,7 @@ def test_what_beats_full_is_what_others_are_held_to() -> None:
     full["validation"], best["validation"], less["validation"] = 0.1, 0.9, 0.8
     for row, low in ((full, -0.33), (poor, -0.32), (less, -0.21)):
         row["to_rival"] = {"value": low + 0.01, "low": low, "high": low + 0.02, "n": 50}
+        row["to_rival"]["shows"] = "worse"
     found = _judged(full, best, poor, less)
     assert found["choice"] == 1
     assert "Better than full beyond its interval: ia3" in found["text"]

@@ -137,12 +137,12 @@ def _stay(found: Found) -> list[str]:
     if not others:
         return said
     nearest = max(others, key=lambda row: sign * _difference(row, found)["value"])
-    return [
-        *said,
-        f"The nearest that is cheaper is {named(nearest, found)} "
-        f"({_signed(_difference(nearest, found))}, {size(nearest['bytes'])}); more test examples "
-        "would narrow that interval, and more steps may close the gap.",
-    ]
+    difference = _difference(nearest, found)
+    told = f"{named(nearest, found)} ({_signed(difference)}, {size(nearest['bytes'])})"
+    said.append(f"The nearest that is cheaper is {told}.")
+    if difference["shows"] == "no difference shown":
+        said.append("More test examples would narrow that interval.")
+    return said
 
 
 def _choose(row: Found, rival: Found, good: int, found: Found) -> list[str]:
