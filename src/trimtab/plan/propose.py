@@ -43,7 +43,7 @@ def _entry(candidate: Candidate, worth: Sequence[float], rank: int) -> Entry:
         candidate.site.name,
         candidate.method.name,
         rank if has_rank else None,
-        bool(rank),
+        has_rank or bool(rank),
         gain=float(sum(worth[:rank])),
         cost=sum(candidate.costs[:rank]),
         sensitivity=float(sum(worth)),
