@@ -15,6 +15,9 @@ from trimtab.core.errors import InputError, SiteNotFound, nearest
 from trimtab.core.heads import heads
 from trimtab.core.layout import ATTENTION, Run, attentions, outputs, runs
 from trimtab.core.method import Method
+from trimtab.core.modalities import PARTS
+from trimtab.core.modalities import part_of as modality_of
+from trimtab.core.modalities import parts as modalities
 from trimtab.core.operator import part_of
 from trimtab.core.readers import readers
 from trimtab.core.site import Geometry, Site, geometry, routes
@@ -115,6 +118,7 @@ class Shape:
         self.heads = tuple(f"{head}." for head in heads(model))
         self.blocks = {block for run in self.runs for block in run.blocks}
         self.embeddings = _embeddings(model, self.runs)
+        self.modalities = modalities(model)
 
     def at(self, module: nn.Module, paths: list[str]) -> Iterator[Site]:
         """The sites at one module: its own, and those of tensors that it reads itself."""
@@ -151,6 +155,7 @@ class Shape:
             stack=run and (run.name or ROOT),
             batch_first=run is None or run.batch_first,
             entry=output.entry if output else None,
+            part=modality_of(site.name, self.modalities),
         )
 
     def _roles(self, site: Site) -> frozenset[str]:
@@ -269,17 +274,18 @@ def _sizes(g: Geometry, attention: nn.Module) -> tuple[int, int, int] | None:
 def match(model: nn.Module, target: Target, method: Method) -> list[Site]:
     """The sites that a target names and the method can act on, in the model's order.
 
-    A target is a role (see `ROLES`), a glob over full names (`*.layer.[0-3].*`), a regular
-    expression over full names (`re:…` or a compiled pattern), or a name: a module's full name or
-    the end of it. A list is the union. Raises `SiteNotFound` where one of them finds nothing, and
-    `InputError` where there is none.
+    A target is a role (see `ROLES`); a part of a model of several modalities (`vision`, `audio`,
+    `text`, `connector`), whose linear maps are meant, or both (`vision:attention`); a glob over
+    full names (`*.layer.[0-3].*`), a regular expression over full names (`re:…` or a compiled
+    pattern), or a name: a module's full name or the end of it. A list is the union. Raises
+    `SiteNotFound` where one of them finds nothing, and `InputError` where there is none.
     """
     return among(sites(model), target, method)
 
 
 def among(known: list[Site], target: Target, method: Method) -> list[Site]:
     """`match`, of sites that are listed already: listing them goes over the whole model."""
-    asked = list(_each(target))
+    asked = [_whole(one, known) for one in _each(target)]
     if not asked or "" in asked:
         raise InputError(
             f"{method.name}: the target {target!r} is empty, and names nothing: give a role, a "
@@ -293,6 +299,13 @@ def among(known: list[Site], target: Target, method: Method) -> list[Site]:
             raise SiteNotFound(_explain(one, named, known, method))
         wanted |= {site.name for site in fitting}
     return [site for site in known if site.name in wanted]
+
+
+def _whole(target: str | re.Pattern[str], known: list[Site]) -> str | re.Pattern[str]:
+    """A part by its name alone is all linear maps of it, where the model has parts."""
+    if isinstance(target, str) and target in PARTS and any(site.part for site in known):
+        return f"{target}:all-linear"
+    return target
 
 
 def _each(target: Target) -> Iterable[str | re.Pattern[str]]:
@@ -314,12 +327,21 @@ def _predicate(target: str | re.Pattern[str], site: Site) -> Callable[[str], boo
         return lambda path: target.fullmatch(path) is not None
     if target in ROLES:
         return lambda path: target in site.roles
+    if (within := _within(target)) is not None:
+        inner = _predicate(within[1], site)
+        return lambda path: site.part == within[0] and inner(path)
     if target.startswith("re:"):
         pattern = _compile(target[3:])
         return lambda path: pattern.fullmatch(path) is not None
     if any(mark in target for mark in "*?["):
         return lambda path: fnmatchcase(path, target) or fnmatchcase(path, f"*.{target}")
     return lambda path: f".{path}".endswith(f".{target}")
+
+
+def _within(target: str) -> tuple[str, str] | None:
+    """The part and what is meant of it, of a target such as `vision:attention`."""
+    part, colon, inner = target.partition(":")
+    return (part, inner) if colon and part in PARTS else None
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
@@ -344,6 +366,10 @@ def _explain(
             f"{part[1]!r} has no part {part[2]!r}: its rows are not query, key, value one after "
             "the other, or not known to be; choose it whole"
         )
+    there = sorted({site.part for site in known if site.part is not None})
+    if (within := _within(text)) is not None and within[0] not in there:
+        has = f"its parts are {', '.join(there)}" if there else "it is of one modality"
+        return f"this model has no part {within[0]!r} ({PARTS[within[0]]}); {has}"
     if text in ROLES:
         return f"no site has the role {text!r} ({ROLES[text]}) in this model; name modules instead"
     with contextlib.suppress(re.error):

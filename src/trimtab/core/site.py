@@ -130,7 +130,8 @@ class Site:
     where `module` reads it itself instead of calling a child; `entry` the map that reads what the
     sublayer reads whose output this site is; `stack` the run of blocks that it lies in; `expert`
     the one of several matrices for which parameters are asked; `batch_first` whether the layers
-    there keep examples before positions.
+    there keep examples before positions; `part` what the site belongs to in a model of several
+    modalities: vision, audio, text, connector.
     """
 
     name: str
@@ -146,6 +147,7 @@ class Site:
     stack: str | None = None
     expert: int | None = None
     batch_first: bool = True
+    part: str | None = None
 
     @property
     def out_features(self) -> int:
