@@ -366,7 +366,7 @@ def _explain(
             f"{part[1]!r} has no part {part[2]!r}: its rows are not query, key, value one after "
             "the other, or not known to be; choose it whole"
         )
-    there = sorted({site.part for site in known if site.part is not None})
+    there = sorted({site.part for site in known if site.part and "all-linear" in site.roles})
     if (within := _within(text)) is not None and within[0] not in there:
         has = f"its parts are {', '.join(there)}" if there else "it is of one modality"
         return f"this model has no part {within[0]!r} ({PARTS[within[0]]}); {has}"
