@@ -24,6 +24,11 @@ TASKS = {
     "preference": ("preference", "Preference"),
     "question-answering": ("question_answering", "QuestionAnswering"),
     "sentence-similarity": ("sentence_similarity", "SentenceSimilarity"),
+    "zero-shot-image-classification": (
+        "zero_shot_image_classification",
+        "ZeroShotImageClassification",
+    ),
+    "image-feature-extraction": ("image_feature_extraction", "ImageFeatureExtraction"),
     "image-classification": ("image_classification", "ImageClassification"),
     "audio-classification": ("audio_classification", "AudioClassification"),
     "automatic-speech-recognition": (
