@@ -28,6 +28,8 @@ TASKS = {
         "zero_shot_image_classification",
         "ZeroShotImageClassification",
     ),
+    "image-text-to-text": ("image_text_to_text", "ImageTextToText"),
+    "audio-text-to-text": ("image_text_to_text", "AudioTextToText"),
     "image-feature-extraction": ("image_feature_extraction", "ImageFeatureExtraction"),
     "image-classification": ("image_classification", "ImageClassification"),
     "audio-classification": ("audio_classification", "AudioClassification"),

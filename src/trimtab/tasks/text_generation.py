@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.core.errors import InputError
 from trimtab.data import Column
 from trimtab.tasks import models
 from trimtab.tasks.task import Batch, Encoded, Example, Outputs, Task, shortest_first
-from trimtab.tasks.tokens import IGNORED, pad, padded
+from trimtab.tasks.tokens import IGNORED, likelihoods, pad, padded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -197,11 +196,7 @@ class TextGeneration(Task):
         if self.generate or "labels" not in batch:
             return self._generated(model, batch.get("prompts", batch))
         inputs = {key: x for key, x in batch.items() if key != "labels"}
-        logits, labels = model(**inputs).logits[:, :-1], batch["labels"][:, 1:]
-        losses = F.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        ).view(labels.shape)
-        return torch.stack([losses.sum(1), (labels != IGNORED).sum(1)], 1).cpu().double().numpy()
+        return likelihoods(model(**inputs).logits, batch["labels"])
 
     def _generated(self, model: Any, prompts: Batch) -> list[np.ndarray]:
         given = {key: x for key, x in prompts.items() if key != "token_type_ids"}

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100  # the label that transformers' losses leave out
@@ -56,3 +58,13 @@ def padded(
     if any(any(example.get("token_type_ids", ())) for example in examples):
         batch["token_type_ids"] = pad(examples, "token_type_ids", 0, left=left)
     return batch
+
+
+def likelihoods(logits: Tensor, labels: Tensor) -> np.ndarray:
+    """(n, 2): of each row's tokens that count, the negative log-likelihood and their number; logits
+    (n, length, vocabulary) say the next token, labels (n, length) are IGNORED elsewhere."""
+    logits, labels = logits[:, :-1], labels[:, 1:]
+    losses = F.cross_entropy(
+        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
+    ).view(labels.shape)
+    return torch.stack([losses.sum(1), (labels != IGNORED).sum(1)], 1).cpu().double().numpy()
