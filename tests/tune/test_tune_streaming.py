@@ -3,6 +3,7 @@ where it left."""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -44,20 +45,23 @@ def test_an_epoch_has_every_row_once(settings: Settings, parted: Path, tmp_path:
     parts = list(pieces())
     assert len(parts) > 3
     assert len(splits.train) == len(parts[0])
-    every = sorted(example["input_ids"] for example in stream)
+    every = sorted(example["input_ids"] for example in stream.epoch(0))
     texts = [text for part in parts for text in part.columns["text"]]
     assert every == sorted(session.processor(texts)["input_ids"])
-    first = [example["input_ids"] for example in stream]
-    stream.set_epoch(1)
-    second = [example["input_ids"] for example in stream]
+    first = [example["input_ids"] for example in stream.epoch(0)]
+    second = [example["input_ids"] for example in stream.epoch(1)]
     assert first != second
     assert sorted(first) == sorted(second)
+    endless = [one["input_ids"] for one in itertools.islice(stream, 2 * len(first))]
+    assert endless == first + second
 
 
+@pytest.mark.parametrize("batch", [8, 32], ids=["in the first epoch", "in the second"])
 def test_a_run_that_goes_on_is_one_that_never_stopped(
-    settings: Settings, parted: Path, tmp_path: Path
+    settings: Settings, parted: Path, tmp_path: Path, batch: int
 ) -> None:
     changes: dict[str, Any] = {"data": str(parted), "stream": True, "max_steps": 6}
+    changes |= {"batch_size": batch, "eval_every": 6}  # the adapter that is kept is the last
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     expected = tune(settings(whole, **changes), quiet=True)
     shutil.copytree(whole, stopped)
