@@ -81,6 +81,25 @@ def test_no_step_that_is_held_out_is_trained_on(
     assert row["past"] + row["future"] == list(range(STEPS))[320 - CONTEXT : 320 + HORIZON]
 
 
+def test_a_split_that_is_missing_is_the_end_of_train(
+    quick: Callable[..., Any], models: Path, tmp_path: Path
+) -> None:
+    """Windows drawn from among those of train would share nearly all their steps with them."""
+    lines = table({"load": np.arange(800)}).splitlines()
+    folder = tmp_path / "loads"
+    folder.mkdir()
+    for split, part in (("train", lines[1:601]), ("test", lines[601:])):
+        (folder / f"{split}.csv").write_text("\n".join([lines[0], *part]), "utf8")
+    splits = read_data(quick(task=TASK, model=models / "patchtst", data=folder))
+    train, validation, test = (
+        [row["future"] for row in split] for split in (splits.train, splits.validation, splits.test)
+    )
+    assert max(map(max, train)) == 524  # 7 / 8 of train
+    assert (min(map(min, validation)), max(map(max, validation))) == (525, 599)
+    assert min(map(min, splits.test["past"])) == 600
+    assert len(test) == 200 - CONTEXT - HORIZON + 1
+
+
 @pytest.mark.parametrize("name", ["patchtst", "patchtsmixer"])
 def test_the_loss_is_in_units_of_the_window(models: Path, name: str) -> None:
     """A series in other units is as hard as before, and its forecast is in them."""
@@ -144,6 +163,10 @@ def test_a_forecaster_learns(quick: Callable[..., Any], models: Path, loads: Pat
     assert [one["series"] for one in told] == ["load", "oil"]
     assert all(len(one["forecast"]) == HORIZON for one in told)
     assert np.mean(told[0]["forecast"]) == pytest.approx(100, abs=40)
+    new = loads.with_name("new.csv")
+    new.write_text(loads.read_text("utf8"), "utf8")
+    every = 2 * ((STEPS - CONTEXT - HORIZON) // 4 + 1)
+    assert evaluate(config.out, str(new), "test")["value"]["n"] == every
     windows = loads.with_name("new.jsonl")
     past = {name: list(found[-CONTEXT - 5 :]) for name, found in waves().items()}
     windows.write_text("".join(json.dumps({"past": row}) + "\n" for row in past.values()))

@@ -5,6 +5,7 @@ is, it is parted in time before it is cut, so that no step that is held out is e
 
     train | validation | test = first 0.7 | next 0.1 | last 0.2 of the steps
 
+Where one of the held-out splits is missing, the end of train is it, in the same proportion.
 The `past` of a held-out window may reach back before its split; its `future` does not, nor does a
 window of train reach out of it.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from trimtab.core.errors import InputError, nearest
 from trimtab.data.cells import number, numbers
@@ -23,7 +24,7 @@ from trimtab.data.table import Table, of_rows
 
 HEADER = ("series", "past", "future")
 TIMES = ("date", "time", "timestamp", "datetime", "ds")
-SHARES = {"train": (0.0, 0.7), "validation": (0.7, 0.8), "test": (0.8, 1.0)}
+TENTHS = {"train": 7, "validation": 1, "test": 2}
 
 
 def windows(
@@ -47,18 +48,29 @@ def windows(
     read = {split: _series(table, targets) for split, table in tables.items()}
     if new:
         return {split: _last(tables[split], read[split], context) for split in tables}
-    if len(tables) > 1:
-        return {
-            split: _cut(tables[split], read[split], (0.0, 1.0), context, horizon, stride)
-            for split in tables
-        }
-    (table,), (series,) = tables.values(), read.values()
-    return {
-        split: replace(
-            _cut(table, series, share, context, horizon, stride), where=f"{table.where} ({split})"
-        )
-        for split, share in SHARES.items()
+    whole = {
+        split: _cut(tables[split], read[split], (0.0, 1.0), context, horizon, stride)
+        for split in tables
+        if split != "train"
     }
+    if "train" not in tables:  # other data, which are nobody's split
+        return whole
+    table, shares = tables["train"], _shares([split for split in TENTHS if split not in whole])
+    if len(shares) == 1:
+        return {"train": _cut(table, read["train"], (0.0, 1.0), context, horizon, stride), **whole}
+    parts = {
+        split: _cut(table, read["train"], share, context, horizon, stride)
+        for split, share in shares.items()
+    }
+    named = {s: replace(part, where=f"{table.where} ({s})") for s, part in parts.items()}
+    return {**named, **whole}
+
+
+def _shares(splits: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Where each of these begins and ends in a table that is parted between them."""
+    ends = list(accumulate(TENTHS[split] for split in splits))
+    edges = [0.0, *(end / ends[-1] for end in ends)]
+    return dict(zip(splits, pairwise(edges), strict=True))
 
 
 def _cut(
