@@ -89,6 +89,51 @@ def test_of_a_chat_only_the_assistant_s_turns_count() -> None:
     assert processor.decode(asked["input_ids"]).endswith("And?\n<assistant>")
 
 
+def test_a_template_that_writes_the_last_turn_otherwise() -> None:
+    """As Qwen3's does, whose last turn has a place for thoughts, and the turns before it none."""
+    processor = lookup("text-generation").processor(stories())
+    processor.chat_template = TEMPLATE.replace(
+        "{{ m['content'] }}",
+        "{% if loop.last and m['role'] == 'assistant' %}(no thoughts) {% endif %}"
+        "{{ m['content'] }}",
+    )
+    task = lookup("text-generation", {"form": "chat"})
+    said = (("user", "Hello"), ("assistant", "a cat"), ("user", "And?"), ("assistant", "a dog"))
+    chat = [{"role": role, "content": content} for role, content in said]
+    example = task.encode(table({"messages": chat}), processor, [], 200).examples[0]
+    counted = processor.decode([i for i in example["labels"] if i != IGNORED])
+    assert counted.replace(" ", "") == "acat\n(nothoughts)adog\n"
+
+
+@torch.no_grad()
+def test_a_prompt_is_read_whole_where_there_is_room() -> None:
+    """The longest row of training says how much is read, not how much may be written after it."""
+    task, processor, model = opened(form="answer", generate=True, max_new_tokens=128)
+    rows = table({"prompt": "Once upon a time there was a cat. It", "answer": "slept"})
+    encoded = task.encode(rows, processor, [], 64)
+    prompt = processor("Once upon a time there was a cat. It\n")["input_ids"]
+    assert encoded.examples[0]["prompt"] == prompt
+    (found,) = task.ask(model, task.collate(encoded.examples, processor), processor)
+    own = model.generate(torch.tensor([prompt]), max_new_tokens=128, do_sample=False)
+    assert found.tolist() == own[0, len(prompt) :].tolist()
+
+
+@torch.no_grad()
+def test_of_a_prompt_that_leaves_no_room_the_end_is_read() -> None:
+    task, processor, model = opened(form="answer", generate=True, max_new_tokens=500)
+    rows = table({"prompt": "There was a cat. " * 80, "answer": "so"})
+    asked = task.encode(rows, processor, None, 512)
+    (found,) = task.ask(model, task.collate(asked.examples, processor), processor)
+    assert 0 < len(found) <= 256  # half of the positions are the prompt's
+
+
+def test_a_chat_without_an_answer_is_not_compared() -> None:
+    row = {"messages": [{"role": "user", "content": "Hello"}]}
+    fault = lookup("text-generation", {"form": "chat", "generate": True}).fault(row)
+    assert fault == "the last message is not the assistant's: there is no answer to compare with"
+    assert lookup("text-generation", {"form": "chat"}).fault(row) is None
+
+
 def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
     with pytest.raises(InputError, match="has no chat template"):
         lookup("text-generation", {"form": "chat"}).processor(stories())

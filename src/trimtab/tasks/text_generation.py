@@ -22,7 +22,7 @@ from trimtab.core.errors import InputError
 from trimtab.data import Column
 from trimtab.tasks import models
 from trimtab.tasks.task import Batch, Encoded, Example, Outputs, Task, shortest_first
-from trimtab.tasks.tokens import IGNORED, likelihoods, pad, padded
+from trimtab.tasks.tokens import IGNORED, common, likelihoods, pad, padded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -71,6 +71,11 @@ class TextGeneration(Task):
     @property
     def metrics(self) -> tuple[str, ...]:
         return ("exact_match",) if self.generate else ("perplexity",)
+
+    def fault(self, row: Mapping[str, Any]) -> str | None:
+        if self.form == "chat" and self.generate and row["messages"][-1]["role"] != "assistant":
+            return "the last message is not the assistant's: there is no answer to compare with"
+        return None
 
     def processor(self, model: str) -> Any:
         tokenizer = models.load_tokenizer(model)
@@ -136,12 +141,12 @@ class TextGeneration(Task):
         self, rows: Dataset, processor: Any, labels: Sequence[str] | None, max_length: int
     ) -> Encoded:
         if labels is None:
-            room = max(1, max_length - self.max_new_tokens)
             prompts = self._prompts(rows, processor)
             asked: list[Example] = [
-                {"input_ids": ids[-room:], "length": min(len(ids), room)} for ids in prompts
+                {"input_ids": ids[-max_length:], "length": min(len(ids), max_length)}
+                for ids in prompts
             ]
-            return shortest_first(asked, sum(len(ids) > room for ids in prompts))
+            return shortest_first(asked, sum(len(ids) > max_length for ids in prompts))
         examples, cut = self._whole(rows, processor, max_length)
         if self.generate:
             asked_of = self.encode(rows, processor, None, max_length)
@@ -194,14 +199,19 @@ class TextGeneration(Task):
         """The tokens that follow each prompt; or where there are labels to compare with, the
         negative log-likelihood and the number of tokens that count (n, 2)."""
         if self.generate or "labels" not in batch:
-            return self._generated(model, batch.get("prompts", batch))
+            return self._generated(model, batch.get("prompts", batch), processor)
         inputs = {key: x for key, x in batch.items() if key != "labels"}
         return likelihoods(model(**inputs).logits, batch["labels"])
 
-    def _generated(self, model: Any, prompts: Batch) -> list[np.ndarray]:
-        given = {key: x for key, x in prompts.items() if key != "token_type_ids"}
-        found = model.generate(**given, max_new_tokens=self.max_new_tokens, do_sample=False)
-        return list(found[:, prompts["input_ids"].shape[1] :].cpu().numpy())
+    def _generated(self, model: Any, prompts: Batch, processor: Any) -> list[np.ndarray]:
+        """Of prompts that leave too little room the end is read, half of the positions or more."""
+        limit = self.limit(model, processor) - models.taken(model)
+        room = max(limit - self.max_new_tokens, limit // 2)
+        given = {key: x[:, -room:] for key, x in prompts.items() if key != "token_type_ids"}
+        read = given["input_ids"].shape[1]
+        new = min(self.max_new_tokens, limit - read)
+        found = model.generate(**given, max_new_tokens=new, do_sample=False)
+        return list(found[:, read:].cpu().numpy())
 
     def answers(
         self, outputs: Outputs, rows: Dataset, labels: Sequence[str], processor: Any
@@ -249,17 +259,38 @@ def question_tokens(messages: Sequence[Mapping[str, str]], processor: Any) -> li
 def _chat(messages: Sequence[Mapping[str, str]], processor: Any) -> tuple[list[int], list[int]]:
     """The tokens of a chat, of which those of the assistant's turns count: what the template adds
     between the chat up to such a turn, with the prompt to answer, and the chat with it."""
-    ids = chat_tokens(messages, processor)
+    text = _written(messages, processor)
+    ids = _of(text, processor)
     labels = [IGNORED] * len(ids)
     for turn, message in enumerate(messages):
         if message["role"] == "assistant":
-            start = len(chat_tokens(messages[:turn], processor, add_generation_prompt=True))
-            stop = len(chat_tokens(messages[: turn + 1], processor))
+            start, stop = (len(_of(text[:n], processor)) for n in _turn(messages, turn, processor))
             labels[start:stop] = ids[start:stop]
     return ids, labels
 
 
+def _turn(messages: Sequence[Mapping[str, str]], turn: int, processor: Any) -> tuple[int, int]:
+    """Where an assistant's turn begins and ends in the text of a chat. Templates of models that
+    think write the last turn otherwise than it stands among earlier ones; one that is rewritten
+    there is left out."""
+    text, after = _written(messages, processor), _written(messages[: turn + 1], processor)
+    before = _written(messages[:turn], processor, add_generation_prompt=True)
+    start = common(text, before)
+    if text.startswith(after):
+        return start, len(after)
+    said = messages[turn]["content"].strip()
+    said += after.rpartition(said)[2]
+    return start, start + len(said) * text.startswith(said, start)
+
+
 def chat_tokens(messages: Sequence[Mapping[str, str]], processor: Any, **options: Any) -> list[int]:
     """By the tokenizer's template."""
-    text = processor.apply_chat_template(list(messages), tokenize=False, **options)
+    return _of(_written(messages, processor, **options), processor)
+
+
+def _written(messages: Sequence[Mapping[str, str]], processor: Any, **options: Any) -> str:
+    return str(processor.apply_chat_template(list(messages), tokenize=False, **options))
+
+
+def _of(text: str, processor: Any) -> list[int]:
     return list(processor(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -68,3 +68,11 @@ def likelihoods(logits: Tensor, labels: Tensor) -> np.ndarray:
         logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
     ).view(labels.shape)
     return torch.stack([losses.sum(1), (labels != IGNORED).sum(1)], 1).cpu().double().numpy()
+
+
+def common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many first tokens are the same: a prompt's last ones may join with what follows."""
+    for i, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return i
+    return min(len(one), len(other))
