@@ -16,8 +16,9 @@ from tiny_video import clips, videomae
 from tiny_vision import written
 
 from trimtab.core.heads import body, heads
-from trimtab.evaluate.run import evaluate
+from trimtab.evaluate.run import evaluate, predict
 from trimtab.tasks import lookup
+from trimtab.tasks.models import resolve
 from trimtab.tune import features, replay
 from trimtab.tune.run import tune
 from trimtab.tune.session import open_session
@@ -88,6 +89,49 @@ def test_a_head_is_trained_alone(quick: Callable[..., Any], tmp_path: Path, name
     assert not any("head only was not measured" in note for note in metrics["notes"])
     again = evaluate(config.out, None, "test")
     assert again["value"] == metrics["test"]
+
+
+def xlnet(folder: Path) -> Path:
+    """Its head is a summary and a classifier; it tells no limit of positions."""
+    words = hf.AutoTokenizer.from_pretrained(resolve("minilm"))
+    sizes: dict[str, Any] = {
+        "d_model": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "d_inner": 16,
+        "vocab_size": len(words),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hf.XLNetForSequenceClassification(hf.XLNetConfig(**sizes)).save_pretrained(folder)
+    words.model_max_length = 10**30
+    words.save_pretrained(folder)
+    return folder
+
+
+def uneven(path: Path) -> Path:
+    """A tenth is rare, and the text says nothing of it."""
+    rows = [f"the same,{'rare' if i % 10 == 0 else 'common'}" for i in range(200)]
+    path.write_text("\n".join(["text,label", *rows]), "utf8")
+    return path
+
+
+def test_the_head_of_several_parts_with_weights(quick: Callable[..., Any], tmp_path: Path) -> None:
+    config = quick(model=xlnet(tmp_path / "xlnet"), data=uneven(tmp_path / "rows.csv"), max_steps=1)
+    config.task_arg = {"weights": "balanced"}
+    metrics = tune(config, quiet=True)
+    assert metrics["baselines"]["head"] is not None
+
+
+def test_heads_alone_weigh_as_the_model_does(quick: Callable[..., Any], tmp_path: Path) -> None:
+    """Where nothing tells the labels apart, balanced weights make both as likely."""
+    config = quick(model="minilm", data=uneven(tmp_path / "rows.csv"), method="head", lr=0.01)
+    config.task_arg, config.max_steps, config.eval_every = {"weights": "balanced"}, 40, 40
+    tune(config, quiet=True)
+    new = tmp_path / "new.csv"
+    new.write_text("text\nthe same\n", "utf8")
+    (told,) = predict(config.out, str(new))
+    assert told["probability"] < 0.7  # it is 0.9 of the common one without weights
 
 
 @pytest.mark.parametrize("name", ["wav2vec2", "whisper", "videomae"])

@@ -22,6 +22,7 @@ from trimtab.tune.replay import Recorded, Tail, record, tail_of
 EPOCHS, RATES = 30, (1e-3, 1e-2)
 """Of training a head alone: epochs at each of these learning rates."""
 
+_TOLD = ("labels", "weights")  # of an example, beside what a model is given
 _TOLERANCE = 0.05  # bf16's, on logits of a few units
 
 
@@ -45,8 +46,8 @@ class Features:
 
     def dataset(self) -> list[dict[str, Any]]:
         return [
-            {"features": vector, "labels": example["labels"], "length": 1}
-            for vector, example in zip(self.values, self.examples, strict=True)
+            {"features": vector, "length": 1, **{key: one[key] for key in _TOLD if key in one}}
+            for vector, one in zip(self.values, self.examples, strict=True)
         ]
 
 
@@ -72,7 +73,7 @@ class OverFeatures:
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
         outputs = model(batch["features"])
-        return self.task.loss_of(outputs.logits, batch["labels"]), outputs
+        return weighed(self.task, outputs.logits, batch["labels"], batch.get("weights")), outputs
 
     def rows_of(self, outputs: Any, batch: Batch) -> np.ndarray:
         return outputs.logits.float().cpu().numpy()
@@ -80,9 +81,18 @@ class OverFeatures:
 
 def collate(examples: Sequence[Any]) -> dict[str, Tensor]:
     batch = {"features": torch.stack([example["features"] for example in examples])}
-    if "labels" in examples[0]:
-        batch["labels"] = torch.tensor([example["labels"] for example in examples])
+    for key in _TOLD:
+        if key in examples[0]:
+            batch[key] = torch.tensor([example[key] for example in examples])
     return batch
+
+
+def weighed(task: Task, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """The loss of what a head gave, by the weight of each example where they have any."""
+    if weights is None:
+        return task.loss_of(logits, labels)
+    each = torch.vmap(lambda z, y: task.loss_of(z[None], y[None]))(logits, labels)
+    return (each * weights).mean()
 
 
 def head_of(model: nn.Module) -> nn.Module | None:
@@ -129,7 +139,7 @@ def extract(
     try:
         for batch in follow(batches(examples, batch_size)):
             inputs = on(collate(batch), device)
-            for key in ("labels", "weights"):
+            for key in _TOLD:
                 inputs.pop(key, None)
             with precision(device, autocast):
                 given.append(logits_of(model(**inputs)).float())
@@ -144,7 +154,7 @@ def extract(
 
 
 def _is_last(head: nn.Module, features: Tensor, logits: Tensor) -> bool:
-    own = copy.deepcopy(head).float()(features)
+    own = copy.deepcopy(head).float().eval()(features)
     return own.shape == logits.shape and bool(
         (own - logits).abs().max() < _TOLERANCE * (1 + own.abs().max())
     )
@@ -191,6 +201,8 @@ def _epochs(
     epoch."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.tensor([example["labels"] for example in train.examples])
+    given = [example["weights"] for example in train.examples if "weights" in example]
+    weights = torch.tensor(given) if given else None
     held_out = torch.tensor([example["labels"] for example in validation.examples])
     head.requires_grad_(True)
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=0.01)
@@ -198,7 +210,8 @@ def _epochs(
     for _ in range(EPOCHS):
         for inputs, rows in train.drawn(generator):
             optimizer.zero_grad()
-            task.loss_of(head(inputs), labels[rows]).backward()
+            own = None if weights is None else weights[rows]
+            weighed(task, head(inputs), labels[rows], own).backward()
             optimizer.step()
         schedule.step()
         with torch.no_grad():

@@ -120,7 +120,8 @@ def record(
     done, room = 0, ROOM
     try:
         for batch in follow(batches(examples, batch_size)):
-            inputs = {k: v for k, v in on(collate(batch), device).items() if k != "labels"}
+            inputs = on(collate(batch), device)
+            inputs = {k: v for k, v in inputs.items() if k not in ("labels", "weights")}
             with precision(device, autocast):
                 given.append(logits_of(model(**inputs)).float().cpu())
             kept = _kept(seen.pop())
