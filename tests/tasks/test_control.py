@@ -84,6 +84,34 @@ def test_a_policy_sees_what_it_did_and_gained(model: hf.PreTrainedModel) -> None
     np.testing.assert_allclose(did[2], found.numpy(), rtol=1e-4, atol=1e-6)
 
 
+def test_the_next_action_is_of_the_last_steps(made: Path, model: hf.PreTrainedModel) -> None:
+    """As a policy in a simulator would say it, wherever pieces of training would be cut."""
+    import datasets
+
+    task, rows, expected = lookup(TASK, {"context": 5, "scale": 2.0}), [], []
+    for steps, whole in zip((3, 11, 12), example.trajectories(3), strict=True):
+        row = {name: whole[name][: steps - 1] for name in ("actions", "rewards")}
+        rows.append({**row, "states": whole["states"][:steps], "target": 4.0})
+        to_go = [4.0 + sum(row["rewards"][t:]) for t in range(steps)]
+        part = slice(max(0, steps - 5), steps)
+        none = [[0.0] * len(row["actions"][0])]
+        given = {"states": rows[-1]["states"], "actions": row["actions"] + none}
+        given["returns_to_go"] = [[x / 2] for x in to_go]
+        told = {name: torch.tensor([cells[part]]) for name, cells in given.items()}
+        with torch.no_grad():
+            found = model(**told, timesteps=torch.arange(steps)[None, part]).action_preds
+        expected.append(found[0, -1].tolist())
+    data = datasets.Dataset.from_list(rows)
+    processor = task.processor(str(made / "models" / "policy"))
+    encoded = task.encode(data, processor, None, 100)
+    with torch.no_grad():
+        said = task.ask(model, task.collate(encoded.examples, processor), processor)
+    told = task.told(encoded.restore(said), data, [], processor)
+    assert [one["step"] for one in told] == [3, 11, 12]
+    for one, action in zip(told, expected, strict=True):
+        assert one["action"] == pytest.approx(action, abs=1e-5)
+
+
 def test_a_run_without_a_simulator(made: Path, quick: Callable[..., Config]) -> None:
     settings = {"model": made / "models" / "policy", "data": made / "data" / "pushes.jsonl"}
     told = tune(quick(**settings, task=TASK, lr=1e-2, max_steps=12), quiet=True)

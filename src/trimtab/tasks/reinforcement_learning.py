@@ -181,9 +181,12 @@ class ReinforcementLearning(Task):
         return [one[:steps] for one, steps in zip(found, batch["steps"].tolist(), strict=True)]
 
     def ask(self, model: Any, batch: Batch, processor: Any) -> Outputs:
-        """Actions; a line more of held-out ones has what their policy gained in the simulator."""
+        """Actions; a line more of held-out ones has what their policy gained in the simulator. Of
+        trajectories to go on with the next action (1, dim a)."""
+        if "first" not in batch:
+            return list(self._next(model, batch)[:, None].float().cpu().numpy())
         found = self.rows_of(self.loss(model, batch)[1], batch)
-        if self.simulator is None or "first" not in batch:
+        if self.simulator is None:
             return found
         policy = Policy(model, batch["to_go"][:, 0], self.context, self.scale)
         gained = imported(self.simulator)(batch["first"].cpu().numpy(), policy)
@@ -191,6 +194,18 @@ class ReinforcementLearning(Task):
             np.vstack([actions, np.full_like(actions[:1], total)])
             for actions, total in zip(found, np.asarray(gained), strict=True)
         ]
+
+    def _next(self, model: Any, batch: Batch) -> Tensor:
+        """(n, dim a) from the last K steps of each, as a policy sees them."""
+        size = min(self.context, batch["states"].shape[1])
+        begin = (batch["steps"] - size).clamp(min=0)
+        times = begin[:, None] + torch.arange(size, device=begin.device)
+        seen = {
+            name: batch[name].gather(1, times[..., None].expand(-1, -1, batch[name].shape[-1]))
+            for name in ("states", "actions", "to_go")
+        }
+        last = batch["steps"] - begin - 1
+        return acts(model, seen, times)[torch.arange(len(last), device=last.device), last]
 
     def answers(
         self, outputs: Outputs, rows: Dataset, labels: Sequence[str], processor: Any
@@ -209,7 +224,7 @@ class ReinforcementLearning(Task):
     def told(self, outputs: Outputs, rows: Dataset, labels: Sequence[str], processor: Any) -> list:
         """The next action."""
         return [
-            {"step": len(states), "action": [round(float(x), 6) for x in said[len(states) - 1]]}
+            {"step": len(states), "action": [round(float(x), 6) for x in said[-1]]}
             for said, states in zip(outputs, rows["states"], strict=True)
         ]
 
