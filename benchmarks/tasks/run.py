@@ -1,6 +1,6 @@
 """Every task on real data: base, head only, LoRA, another method and full fine-tuning.
 
-    python benchmarks/tasks/run.py [ROW …] [--shared ../shared] [--again] [--steps N]
+    python benchmarks/tasks/run.py [ROW …] [--shared F] [--methods M,…] [--again] [--steps N]
 
 Each run is the command line in a process of its own, under a fixed small budget of steps, and
 leaves results/tasks/ROW-METHOD.json; one that is there is not run again, so that a stopped
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", choices=[[], *ROWS], metavar="ROW")
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--again", action="store_true", help="run what is there already")
+    parser.add_argument("--methods", help="some of each row's: lora,bitfit")
     parser.add_argument("--steps", type=int, help="a trial of fewer steps, of which nothing stays")
     options = parser.parse_args()
     if not options.shared.is_dir():
@@ -49,6 +50,8 @@ def main() -> None:
     failed = []
     for name in options.rows or ROWS:
         for method in ROWS[name].methods:
+            if options.methods and method not in options.methods.split(","):
+                continue
             result = RESULTS / f"{name}-{method}.json"
             if result.exists() and not options.again and options.steps is None:
                 continue

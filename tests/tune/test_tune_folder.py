@@ -27,6 +27,7 @@ NAMED |= {"peak_memory_bytes", "versions", "hardware", "base_fingerprint"}
 def test_the_folder_holds_what_is_promised_and_nothing_else(finished: Finished) -> None:
     folder, _ = finished
     names = {"config.yaml", "adapter", "checkpoints", "metrics.json", "log.jsonl", "report.html"}
+    names |= {"answers.json", "head.safetensors"}  # of each test row, and the head trained alone
     assert {path.name for path in folder.iterdir()} == names
     adapter = {path.name for path in (folder / "adapter").iterdir()}
     assert adapter == {"adapter.json", "adapter.safetensors"}

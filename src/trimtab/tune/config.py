@@ -159,6 +159,8 @@ def _planned(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     given = dict(values)
     if (asked := given.get("plan")) is None:
         return given
+    if not isinstance(asked, str | Path | dict):
+        raise InputError(f"{where}: --plan is the file of a plan, not {asked!r:.60}")
     plan = understand_plan(asked, where) if isinstance(asked, dict) else read_plan(Path(asked))
     given["plan"] = plan.content()
     if isinstance(asked, dict):  # a saved run's: its fields are filled already
