@@ -62,7 +62,13 @@ def load(
     parts, told = read_parts(source, columns, names, fault, arrange, beside)
     _require(beside, *parts.values())
     parts, done = tidy(parts, columns, tidied)
+    given = set(parts)
     parts, notes = divide(parts, columns, seed, skip_bad_rows)
+    if "overlap" in tidied and given != set(parts):  # what was held out of train is known only now
+        parts, more = tidy(parts, columns, ["overlap"])
+        done, notes = (*done, *more), tuple(note for note in notes if "flatter" not in note)
+        if label := label_of(columns, parts["train"]):
+            parts, _ = _with_known_labels(parts, label, skip_bad_rows)
     ready = {split: as_dataset(parts[split]) for split in SPLITS}
     return Splits(**ready, origin=source, notes=(*told, *done, *notes))
 
