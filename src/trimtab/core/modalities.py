@@ -72,7 +72,7 @@ def _sides(model: nn.Module, config: Any) -> dict[str, str]:
     seen = _INPUTS.get(getattr(model, "main_input_name", ""))
     if seen is None or not getattr(config, "is_encoder_decoder", False):
         return {}
-    found = {}
+    found: dict[str, str] = {}
     for name, _ in walk(model):
         leaf = name.rpartition(".")[2]
         if leaf in ("encoder", "decoder") and not any(
