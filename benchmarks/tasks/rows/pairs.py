@@ -62,7 +62,7 @@ def captioned(shared: Path, out: Path) -> None:
 
 
 def clip(shared: Path, out: Path) -> None:
-    """A small CLIP that has seen the first half's even digits upside down, in negative, under other
+    """A small CLIP that has seen digits of the first half upside down, in negative, under other
     captions: adapting it is more than waking it up."""
     import transformers as hf
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
