@@ -18,7 +18,7 @@ from trimtab.core.errors import InputError
 from trimtab.evaluate.run import evaluate, predict
 from trimtab.tasks import decision, lookup, tabular
 from trimtab.tune.run import tune
-from trimtab.tune.session import read_data
+from trimtab.tune.session import read_data, read_stream
 
 TASK = "tabular-classification"
 
@@ -82,6 +82,21 @@ def test_fraud_is_found(quick: Callable[..., Any], model: Path, tmp_path: Path) 
     right = [row["label"] == "fraud" for row in transfers(400)]
     score = average_precision_score(right, [row["positive"] for row in told])
     assert score > np.mean(right) + 0.2
+
+
+def test_a_table_is_streamed(quick: Callable[..., Any], model: Path, tmp_path: Path) -> None:
+    """Its cells are read by the model's columns, as those of a table in memory."""
+    rows, folder = transfers(300), tmp_path / "parted"
+    folder.mkdir()
+    for split, part in (("train", rows[:200]), ("validation", rows[200:250]), ("test", rows[250:])):
+        written(part, folder / f"{split}.csv")
+    short = {"max_steps": 4, "eval_every": 4, "attention": "auto"}
+    config = quick(task=TASK, model=model, data=folder, stream=True, **short)
+    splits, pieces = read_stream(config)
+    assert [len(part) for part in pieces()] == [200]
+    whole = read_data(config.model_copy(update={"stream": False}))
+    assert list(splits.train["numbers"]) == list(whole.train["numbers"])
+    assert tune(config, quiet=True)["test"]["n"] == 50
 
 
 def test_labels_are_told_apart(quick: Callable[..., Any], model: Path, tmp_path: Path) -> None:

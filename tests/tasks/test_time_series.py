@@ -100,6 +100,18 @@ def test_a_split_that_is_missing_is_the_end_of_train(
     assert len(test) == 200 - CONTEXT - HORIZON + 1
 
 
+def test_a_table_of_series_is_no_stream(
+    quick: Callable[..., Any], models: Path, loads: Path
+) -> None:
+    folder = loads.parent / "parted"
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.csv").write_text(loads.read_text("utf8"), "utf8")
+    config = quick(task=TASK, model=models / "patchtst", data=folder, stream=True)
+    with pytest.raises(InputError, match="is cut into rows as a whole, and a stream has pieces"):
+        read_data(config)
+
+
 @pytest.mark.parametrize("name", ["patchtst", "patchtsmixer"])
 def test_the_loss_is_in_units_of_the_window(models: Path, name: str) -> None:
     """A series in other units is as hard as before, and its forecast is in them."""

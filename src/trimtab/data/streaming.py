@@ -14,7 +14,7 @@ from pathlib import Path
 from trimtab.core.errors import InputError
 from trimtab.data.columns import Column
 from trimtab.data.formats import READERS, of_arrow, read_file
-from trimtab.data.loading import divide, label_of
+from trimtab.data.loading import Arrange, divide, label_of
 from trimtab.data.rows import Ask, Rows, clean, settle
 from trimtab.data.sources import SPLITS, split_files
 from trimtab.data.splits import Splits, as_dataset, without_unseen
@@ -34,6 +34,7 @@ def load_stream(
     seed: int = 0,
     skip_bad_rows: bool = False,
     fault: Ask | None = None,
+    arrange: Arrange | None = None,
     piece: int = PIECE,
 ) -> tuple[Splits, Pieces]:
     """The splits, with the first piece for `train`, and a function that gives all pieces of it.
@@ -43,7 +44,13 @@ def load_stream(
     files = _files(Path(source).expanduser())
 
     def read(table: Table) -> Rows:
-        return clean(table, columns, names, fault)
+        made = arrange({"rows": table})["rows"] if arrange else table
+        if len(made.lines) + len(made.faults) != len(table.lines) + len(table.faults):
+            raise InputError(
+                f"--stream: {table.where} is cut into rows as a whole, and a stream has pieces of "
+                "it: give the rows themselves, such as windows of a series"
+            )
+        return clean(made, columns, names, fault)
 
     first = read(next(_tables(files["train"], piece)))
     whole = {split: read(read_file(files[split])) for split in SPLITS if split != "train"}

@@ -117,11 +117,7 @@ def read_whole(config: Config, beside: Sequence[str] = ()) -> Splits:
         from trimtab.data.docstrings import docstrings
 
         return docstrings(_data_seed(config))
-    task = config.build_task()
-    arrange = functools.partial(task.arranged, model=config.model, new=False)
-    return load(
-        config.data, **_reading(config), tidied=config.clean, arrange=arrange, beside=beside
-    )
+    return load(config.data, **_reading(config), tidied=config.clean, beside=beside)
 
 
 def read_stream(config: Config) -> tuple[Splits, Pieces]:
@@ -143,6 +139,7 @@ def _reading(config: Config) -> dict[str, Any]:
         "seed": _data_seed(config),
         "skip_bad_rows": config.skip_bad_rows,
         "fault": faults(task, config.model),
+        "arrange": functools.partial(task.arranged, model=config.model, new=False),
     }
 
 
