@@ -28,7 +28,7 @@ from rows import DATA, MODELS, ROWS
 RESULTS = Path(__file__).parents[1] / "results" / "tasks"
 KEPT = (
     *("task", "metric", "higher_is_better", "method", "test", "baselines", "gain_over", "metrics"),
-    *("trainable", "total", "adapter_bytes", "train_seconds", "wall_seconds", "peak_memory_bytes"),
+    *("trainable", "total", "adapter_bytes", "train_seconds", "data_seconds", "peak_memory_bytes"),
     *("best_step", "seed", "versions", "hardware", "notes"),
 )
 
@@ -91,6 +91,7 @@ def run(row: Row, method: str, shared: Path) -> dict[str, Any]:
         raise RuntimeError(f"{' '.join(command)}\n{process.stderr[-2000:]}")
     found = json.loads(process.stdout.splitlines()[-1])
     kept = {key: found[key] for key in KEPT}
+    kept["notes"] = [note.replace(f"{CACHE / 'data'}/", "") for note in found["notes"]]
     return {"data": row.data, "model": row.model, "steps": row.steps, **kept}
 
 
