@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from trimtab.compare import measured, prompted
 from trimtab.evaluate import prompting
+from trimtab.evaluate.drawn import drawn
 from trimtab.tasks import lookup
 from trimtab.tune import answers as recorded
 from trimtab.tune.config import parse
@@ -22,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))
 from places import shared
 
 
-def write_texts(path: Path) -> None:
+def write_texts(path: Path, more: str = "") -> None:
     rows = [
-        (f"{who} {did} the {what} .", label)
+        (f"{who} {did} the {what} {more}.", label)
         for label, did in (("good", "loved"), ("bad", "lost"))
         for who in ("Tim", "Lily", "Sam", "Anna", "Max")
         for what in ("ball", "toy", "cat", "kite")
@@ -57,6 +59,37 @@ def test_a_language_model_is_prompted(tmp_path: Path) -> None:
     prompted.few_shot(str(shorter), config(model, data, shorter), shots=1, orders=3)
     less = json.loads((shorter / "metrics.json").read_text())
     assert less["tokens"] < found["tokens"]  # each prediction pays for its examples
+
+
+def test_rows_are_drawn_from_all_of_a_file_in_order_of_its_labels() -> None:
+    rows = datasets.Dataset.from_dict({"label": ["bad"] * 500 + ["good"] * 500})
+    some = drawn(rows, 200, 0)
+    assert len(some) == 200
+    assert 60 < some["label"][:].count("good") < 140
+    assert drawn(rows, 1000, 0) is rows
+
+
+def test_an_order_is_chosen_on_rows_of_every_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = str(shared("models", "stories260K")), tmp_path / "rows"
+    data.mkdir()
+    for split in ("train", "validation", "test"):
+        write_texts(data / f"{split}.csv", split)  # the good ones come first
+    out = tmp_path / "few"
+    out.mkdir()
+    monkeypatch.setattr(prompted, "_TRIED", 20)
+    seen: list[set[str]] = []
+    told = prompted._measured
+
+    def measured(session: Any, validation: Any, *rest: Any) -> dict[str, Any]:
+        seen.append(set(validation["label"]))
+        return told(session, validation, *rest)
+
+    monkeypatch.setattr(prompted, "_measured", measured)
+    prompted.few_shot(str(out), config(model, data, out), shots=1, orders=1)
+    assert seen == [{"good", "bad"}]
+    assert json.loads((out / "metrics.json").read_text())["validation"]["n"] == 20
 
 
 def test_answers_are_generated_behind_worked_examples(tmp_path: Path) -> None:

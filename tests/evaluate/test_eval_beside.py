@@ -149,3 +149,16 @@ def test_on_the_command_line(run: tuple[str, Any], data: Path, tmp_path: Path) -
 def test_what_cannot_be_asked(run: tuple[str, Any], asked: Asked, said: str) -> None:
     with pytest.raises(InputError, match=said):
         evaluate(run[0], None, "test", asked=asked)
+
+
+def test_several_labels_have_no_calibration(tmp_path: Path) -> None:
+    rows = [{"text": f"my cat slept {n} hours", "label": ["home", "pet"][: 1 + n % 2]}
+            for n in range(60)]  # fmt: skip
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"model": "minilm", "data": str(data), "out": str(tmp_path / "run"), "max_steps": 1}
+    pinned = {"dtype": "float32", "attention": "eager", "products": "exact", "replicas": 1}
+    asked = {**fields, **pinned, "task_arg": {"kind": "several"}, "head_only": False}
+    tune(parse(asked, "a test"), quiet=True)
+    with pytest.raises(InputError, match="calibration is of tasks that give each example one"):
+        evaluate(fields["out"], None, "test", asked=Asked(calibration=True))

@@ -11,7 +11,7 @@ from trimtab.compare import numbers
 from trimtab.compare.verdict import named
 from trimtab.core.counts import size
 
-_SIGNS = {"better": "better", "worse": "worse", "no difference shown": "as good?"}
+_SIGNS = {"better": "better", "worse": "worse", "no difference shown": "no winner"}
 
 
 def print_comparison(found: Mapping[str, Any], out: Path) -> None:

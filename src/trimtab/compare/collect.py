@@ -6,6 +6,7 @@ such numbers and answers with the comparison's seed: the same runs give the same
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -288,7 +289,12 @@ def _reference(rows: Sequence[Row], metric: Metric) -> int | None:
     trained = [i for i, row in enumerate(rows) if row["kind"] == "trained" and row["test"]]
     full = [i for i in trained if rows[i]["method"] == "full"] or trained
     sign = 1 if metric.higher else -1
-    return max(full, key=lambda i: sign * (rows[i]["validation"] or 0), default=None)
+    return max(full, key=lambda i: _preferred(rows[i], sign), default=None)
+
+
+def _preferred(row: Row, sign: int) -> float:
+    """By validation; a metric that is not defined there is the least."""
+    return -math.inf if row["validation"] is None else sign * row["validation"]
 
 
 def _against(
@@ -357,7 +363,7 @@ def _scores(course: Course, rows: Sequence[Row], metric: Metric) -> list[dict[st
     for model, score in course.scores.items():
         own = [row for row in rows if row["model"] == model and row["kind"] == "trained"]
         sign = 1 if metric.higher else -1
-        best = max(own, key=lambda row: sign * (row["validation"] or 0), default=None)
+        best = max(own, key=lambda row: _preferred(row, sign), default=None)
         head = next((row for row in own if row["method"] == "head"), None)
         told.append({
             "model": model,

@@ -13,6 +13,7 @@ from trimtab import activate, adapt
 from trimtab.core.adapter import record
 from trimtab.core.errors import TrimtabError
 from trimtab.evaluate import forgetting
+from trimtab.evaluate.drawn import drawn
 from trimtab.evaluate.metrics import METRICS, interval
 from trimtab.evaluate.predict import on, precision
 from trimtab.store import load
@@ -50,16 +51,16 @@ def measure_run(folder: str, probe: str | None) -> None:
     before = forgetting.ability(session, lines)
     base = copy.deepcopy(session.model)
     load(session.model, run.adapter)
-    (name,) = record(session.model).adapters
+    active = record(session.model).switch.composition
     after = forgetting.ability(session, lines)
     activate(session.model, None)
     without = forgetting.ability(session, lines)
-    activate(session.model, name)
+    activate(session.model, active)
     if config.first_position:
         positions.narrow(session.model)
         positions.narrow(base)
     splits = read_data(config)
-    rows = splits.train.select(range(min(_ROWS, len(splits.train))))
+    rows = drawn(splits.train, _ROWS, config.seed)
     write_json(
         run.path / NAME,
         {

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from trimtab.evaluate import neighbours, prompting, vectors
+from trimtab.evaluate.drawn import drawn
 from trimtab.evaluate.metrics import METRICS, interval
 from trimtab.evaluate.predict import on
 from trimtab.evaluate.transferability import logme
@@ -57,7 +58,7 @@ def score(folder: str, config: dict[str, Any]) -> None:
     if why is not None:
         write_json(Path(folder) / SCORE, {"logme": None, "why": why})
         return
-    train = splits.train.select(range(min(_SCORED, len(splits.train))))
+    train = drawn(splits.train, _SCORED, 0)  # the same rows for every base
     made = vectors.vectors(session, session.encode(train))
     rng = np.random.default_rng(0)
     chosen = rng.permutation(len(made.labels))[:_SCORED]
@@ -93,7 +94,7 @@ def _neighbours(config: Config, not_prompted: str) -> dict[str, Any]:
         "k": found.k,
         "pooling": found.pooling,
         "bytes": found.searched * found.width * 4,
-        **_measured(session, splits, found.validation, found.test),
+        **_measured(session, splits.validation, splits.test, found.validation, found.test),
         **_one_prediction(session, splits.test),
     }
 
@@ -114,15 +115,16 @@ def _one_prediction(session: Session, rows: Any) -> dict[str, Any]:
     }
 
 
-def _measured(session: Session, splits: Any, held_out: Any, answers: Any) -> dict[str, Any]:
+def _measured(
+    session: Session, validation: Any, test: Any, held_out: Any, answers: Any
+) -> dict[str, Any]:
     metric, seed = METRICS[session.task.metric], session.config.seed
-    references = session.references(splits.test)
-    validation = session.references(splits.validation)[: len(held_out)]
+    references, expected = session.references(test), session.references(validation)
     return {
         "metric": metric.name,
         "higher_is_better": metric.higher,
         "test": interval(metric, answers, references, seed=seed).as_dict(),
-        "validation": interval(metric, held_out, validation, seed=seed).as_dict(),
+        "validation": interval(metric, held_out, expected, seed=seed).as_dict(),
         "answers": answers,
         "references": references,
     }
@@ -202,7 +204,7 @@ def _by_order(
 ) -> dict[str, Any]:
     """Every order on test; the one that validation chooses is what is reported."""
     metric = METRICS[session.task.metric]
-    few = splits.validation.select(range(min(_TRIED, len(splits.validation))))
+    few = drawn(splits.validation, _TRIED, seed)
     expected, sign = session.references(few), 1 if metric.higher else -1
     tried = []
     for order in prompting.orders(splits.train, shots, orders if shots > 1 else 1, seed):
@@ -220,5 +222,5 @@ def _by_order(
         "bytes": len(json.dumps(splits.train.select(order).to_list()).encode()),
         "by_order": [float(value) for value in every],
         "order": order,
-        **_measured(session, splits, held_out, answers),
+        **_measured(session, few, splits.test, held_out, answers),
     }

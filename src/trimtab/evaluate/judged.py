@@ -120,7 +120,7 @@ def probabilities(judged: Judged, what: str) -> dict[str, np.ndarray]:
 def logits_of(judged: Judged, row: str, what: str) -> np.ndarray:
     given, labels = judged.outputs[row], judged.session.labels
     fits = isinstance(given, np.ndarray) and given.shape[1:] == (len(labels),)
-    if not fits or len(labels) < 2 or not set(judged.references) <= set(labels):
+    if not fits or len(labels) < 2 or not all(one in labels for one in judged.references):
         raise InputError(
             f"{what} is of tasks that give each example one label of several, which "
             f"{judged.session.task.name} does not, as this run has it"

@@ -10,7 +10,7 @@ k, are chosen on the validation split.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 COUNTS = (1, 3, 5, 10, 20, 50)
 """Of neighbours, from which validation chooses."""
-_MOST = 20_000  # training vectors that are searched
+_MOST = 20_000  # training vectors that are searched, drawn of more
 _AT_ONCE = 1024
 
 
@@ -47,7 +47,7 @@ def search(session: Session, splits: Mapping[str, Any]) -> Found:
     """Label `validation` and `test` by their neighbours in `train`; each a dataset of rows."""
     encoded = {split: session.encode(rows) for split, rows in splits.items()}
     made = {split: vectors(session, one) for split, one in encoded.items()}
-    train, labels = made["train"], len(session.labels)
+    train, labels = _searched(made["train"], session.config.seed), len(session.labels)
     metric, references = METRICS[session.task.metric], session.references(splits["validation"])
     tried = []
     for pooling in train.by:
@@ -64,8 +64,18 @@ def search(session: Session, splits: Mapping[str, Any]) -> Found:
     near = _nearest(train, made["test"], pooling)
     votes = _votes(near, train.labels, -less_k, labels)
     answers = _answers(session, encoded["test"], made["test"], votes, splits["test"])
-    searched = min(_MOST, len(train.labels))
+    searched = len(train.labels)
     return Found(-less_k, pooling, searched, train.by[pooling].shape[1], held_out, answers)
+
+
+def _searched(train: Vectors, seed: int) -> Vectors:
+    """They come in order of their examples' length: the first of them would be of the shortest."""
+    if len(train.labels) <= _MOST:
+        return train
+    drawn = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
+    at = drawn[:_MOST].sort().values
+    return replace(train, by={name: one[at] for name, one in train.by.items()},
+                   labels=train.labels[at])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class _Near:
 
 
 def _nearest(train: Vectors, asked: Vectors, pooling: str) -> _Near:
-    known = F.normalize(train.by[pooling][:_MOST], dim=-1)
+    known = F.normalize(train.by[pooling], dim=-1)
     most = min(max(COUNTS), len(known))
     found = [
         (F.normalize(part, dim=-1) @ known.T).topk(most, dim=-1)

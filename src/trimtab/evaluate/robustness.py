@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from trimtab.core.errors import InputError
 from trimtab.data import Column
 from trimtab.evaluate import perturb
+from trimtab.evaluate.drawn import drawn
 from trimtab.evaluate.judged import Judged, judge_rows
 from trimtab.evaluate.metrics import METRICS, difference
 from trimtab.tasks import Task
@@ -32,8 +31,7 @@ def measure(judged: Judged) -> dict[str, Any]:
         )
     rows, seed = judged.rows, session.config.seed
     if len(rows) > MOST:
-        drawn = np.random.default_rng(seed).permutation(len(rows))[:MOST]
-        judged = judge_rows(session, rows.select(sorted(drawn.tolist())))
+        judged = judge_rows(session, drawn(rows, MOST, seed))
         rows = judged.rows
     as_given = {row: judged.interval(row).as_dict() for row in judged.pair}
     changes = [_under(name, judged, columns) for name in names]
