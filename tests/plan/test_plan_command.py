@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from trimtab import LoRA
 from trimtab.core.errors import InputError
-from trimtab.plan import read, write
+from trimtab.plan import candidates, read, write
 from trimtab.plan.budget import parse as amount
+from trimtab.tune import planning
 from trimtab.tune.config import Config, parse
 from trimtab.tune.folder import Run
 from trimtab.tune.planning import Request, propose
@@ -152,6 +154,38 @@ def test_a_budget_of_seconds_is_kept_by_the_clock(reviews: Path, tmp_path: Path)
     assert all(entry.rank == 2 for entry in found.entries)
 
 
+def test_steps_are_timed_as_the_run_makes_them(
+    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No gradient of the base's weights, which the run has not either."""
+    asked: list[set[str]] = []
+
+    def timed(calls: dict[str, Any], rounds: int) -> dict[str, float]:
+        named = ground.session.model.named_parameters()
+        asked.append({name for name, one in named if one.requires_grad})
+        return dict.fromkeys(calls, 1.0)
+
+    ground = planning.prepare(configured(reviews, tmp_path), 16)
+    monkeypatch.setattr(planning.hardware, "measure", timed)
+    planning._Clock(ground, candidates(ground.session.model, [LoRA()], None, 2))
+    bare, low, high = asked
+    assert bare == {"classifier.weight", "classifier.bias"}
+    assert all("lora" in name or "classifier" in name for name in low | high)
+
+
+def test_the_scale_of_an_update_is_what_was_asked_for(reviews: Path, tmp_path: Path) -> None:
+    """Here α / r = 1, and 2 by LoRA's defaults; also after a revision."""
+    given = {"method_arg": {"rank": 4, "alpha": 4, "dropout": 0.1}}
+    config = configured(reviews, tmp_path / "plan", **given)
+    found = propose(config, Request(amount("10k"), examples=16, most=4))
+    built = [entry.build() for entry in found.taken]
+    assert {(one.alpha / one.rank, one.dropout) for one in built} == {(1.0, 0.1)}
+    run = configured(reviews, tmp_path / "run", target="query", head_only=False, **given)
+    tune(run, quiet=True)
+    after = [entry.build() for entry in revise(run.out, examples=16, most=4).taken]
+    assert {(one.alpha / one.rank, one.dropout) for one in after} == {(1.0, 0.1)}
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -160,6 +194,12 @@ def test_a_budget_of_seconds_is_kept_by_the_clock(reviews: Path, tmp_path: Path)
         (["--budget", "1k", "--methods", "lroa"], "no method is called 'lroa'; nearest: "),
         (["--budget", "10"], "the cheapest site takes"),
         ([], "a plan needs --budget"),
+        (["--from", "run", "--methods", "lora"], "leave out --methods"),
+        (["--from", "run", "--search"], "leave out --search"),
+        (
+            ["--budget", "1k", "--methods", "lora,bitfit", "--method-arg", "rank=4"],
+            "--method-arg is of one method",
+        ),
     ],
 )
 def test_mistakes(

@@ -12,8 +12,9 @@ import pytest
 
 from trimtab.core.errors import InputError
 from trimtab.plan.search import Point, Trial, by_optuna, points, slices
+from trimtab.tune.config import parse as configured
 from trimtab.tune.planning import Request, parse
-from trimtab.tune.searching import search
+from trimtab.tune.searching import _same_search, search
 
 RATES = {"lora": 1e-3, "bitfit": 2e-3}
 RUNGS = (10, 30, 90)
@@ -135,3 +136,12 @@ def test_runs_are_searched_and_read_again(reviews: Path, tmp_path: Path) -> None
     assert [(e.site, e.rank) for e in again.taken] == [(e.site, e.rank) for e in plan.taken]
     for run, at in kept.items():
         assert (tmp_path / "search" / run / "metrics.json").stat().st_mtime_ns == at
+
+
+def test_a_search_under_another_budget_is_refused(tmp_path: Path) -> None:
+    config = configured({"model": "minilm", "data": "rows.csv", "out": "plan"}, "a test")
+    folder = tmp_path / "search"
+    _same_search(folder, config, Request(parse("1%")))
+    _same_search(folder, config, Request(parse("1%")))
+    with pytest.raises(InputError, match="a search with budget 1%, and this one has 2%"):
+        _same_search(folder, config, Request(parse("2%")))

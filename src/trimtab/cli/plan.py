@@ -96,7 +96,12 @@ def plan(
     values = {**(read(file) if file else {}), **given}
     asked = {"estimator": estimator, "examples": examples, "most": most}
     chosen = {key: value for key, value in asked.items() if value is not None}
-    names = tuple(methods.split(",")) if methods else (values.pop("method", None) or "lora",)
+    names = _methods(methods, values)
+    if run is not None and (search or methods):
+        flag = "--search" if search else "--methods"
+        raise InputError(
+            f"--from {run} revises the plan of the method that it ran: leave out {flag}"
+        )
     found = (
         _revised(run, values, chosen)
         if run is not None
@@ -111,6 +116,14 @@ def plan(
         print(json.dumps(found.content()))
     else:
         show_plan(found, out)
+
+
+def _methods(given: str | None, values: dict[str, Any]) -> tuple[str, ...]:
+    """Each once; those of the flag before that of a file, where `auto` is what a plan does."""
+    of_file = values.pop("method", None)
+    if given is None:
+        return ("lora" if of_file in (None, "auto") else of_file,)
+    return tuple(dict.fromkeys(one.strip() for one in given.split(",")))
 
 
 def _made(

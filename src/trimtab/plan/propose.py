@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from trimtab.core.method import Method, Selection
 from trimtab.core.sparse import Sparse
 from trimtab.match import among, sites
 from trimtab.plan.allocate import allocate
-from trimtab.plan.candidates import Candidate
+from trimtab.plan.candidates import Candidate, at_rank, ranked
 from trimtab.plan.file import WHOLE, Entry
 
 
@@ -35,10 +36,8 @@ def entries(
 
 
 def _entry(candidate: Candidate, worth: Sequence[float], rank: int) -> Entry:
-    held = candidate.method.arguments()
     has_rank = candidate.view == "map"
-    defaults = type(candidate.method)().arguments()
-    arguments = {key: held[key] for key in held if held[key] != defaults[key] and key != "rank"}
+    arguments = _stated(candidate.method)
     return Entry(
         candidate.site.name,
         candidate.method.name,
@@ -49,6 +48,14 @@ def _entry(candidate: Candidate, worth: Sequence[float], rank: int) -> Entry:
         sensitivity=float(sum(worth)),
         arguments=arguments,
     )
+
+
+def _stated(method: Method) -> dict[str, Any]:
+    """What differs from the method's defaults: with alpha at the default rank, as a plan reads it,
+    where the update's scale is that of the method as it was given."""
+    defaults = type(method)().arguments()
+    held = at_rank(method, defaults["rank"]).arguments() if ranked(method) else method.arguments()
+    return {key: held[key] for key in held if held[key] != defaults[key] and key != "rank"}
 
 
 def whole(model: nn.Module, method: Method, budget: int) -> Entry:

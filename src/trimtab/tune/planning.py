@@ -49,8 +49,12 @@ class Request:
     most: int = MOST
 
     def build(self, config: Config) -> list[Method]:
-        given = dict(config.method_arg) if len(self.methods) == 1 else {}
-        return [registry.build(name, given) for name in self.methods]
+        if config.method_arg and len(self.methods) > 1:
+            raise InputError(
+                f"--method-arg is of one method, and {', '.join(self.methods)} share the budget: "
+                "write it into the plan, as with: {name: value}"
+            )
+        return [registry.build(name, config.method_arg) for name in self.methods]
 
 
 @dataclass
@@ -136,6 +140,7 @@ def prepare(config: Config, examples: int, phases: Phases = QUIET) -> Ground:
     if session.fresh:
         with phases.doing("training the new head alone"):
             _settle_head(ground)
+    session.model.requires_grad_(False)  # as in the run: what is timed has no gradient of weights
     return ground
 
 
@@ -229,15 +234,15 @@ def divide(
     if request.budget.unit != "seconds":
         return entries(sites, gains, _parameters(ground, request, total))
     clock = _Clock(ground, sites)
-    allowed = request.budget.amount / ground.steps - clock.bare
-    if allowed <= 0:
+    allowed = room = request.budget.amount / ground.steps - clock.bare
+    if room <= 0:
         raise InputError(
             f"--budget {request.budget.text}: {ground.steps:,} steps of the base with its head "
             f"alone take {ground.steps * clock.bare:.1f} s here; give more, or fewer --max-steps"
         )
     for _ in range(_CORRECTIONS):
         found = entries(sites, gains, allowed, clock.costs)
-        over = clock.step(found) * ground.steps / request.budget.amount
+        over = (clock.step(found) - clock.bare) / room
         if over <= 1:
             break
         allowed /= over  # sites share the way back: what one of them costs depends on the others
@@ -274,7 +279,7 @@ class _Clock:
 
     def _with(self, methods: Any) -> float:
         model = self.ground.session.model
-        adapt.attach(model, methods, name="plan", train=heads(model))
+        adapt.attach(model, methods, name="plan", train=_fresh_heads(self.ground.session))
         try:
             return self._timed()
         finally:
@@ -285,23 +290,36 @@ class _Clock:
         with _training(session):
 
             def step() -> None:
-                loss_of(session)(session.model, self.batch).backward()
+                loss = loss_of(session)(session.model, self.batch)
+                if loss.requires_grad:  # of a base without a new head nothing trains but the plan
+                    loss.backward()
 
             return hardware.measure({"step": step}, rounds=3)["step"] / 1000
 
 
 @contextmanager
 def _training(session: Session) -> Iterator[None]:
-    """With a head that trains, whatever else does; afterwards nothing asks for a gradient."""
+    """With the new head training, whatever else does; afterwards it does not."""
     model = session.model.train()
+    tops = [model.get_submodule(name) for name in _fresh_heads(session)]
+    asked = [p for top in tops for p in top.parameters() if not p.requires_grad]
     try:
-        for name in heads(model):
-            model.get_submodule(name).requires_grad_(True)
+        for parameter in asked:
+            parameter.requires_grad_(True)
         yield
     finally:
         model.eval()
+        for parameter in asked:
+            parameter.requires_grad_(False)
         for parameter in model.parameters():
             parameter.grad = None
+
+
+def _fresh_heads(session: Session) -> list[str]:
+    """Those that no checkpoint filled, and that therefore train beside any plan."""
+    return [
+        top for top in heads(session.model) if any(n.startswith(f"{top}.") for n in session.fresh)
+    ]
 
 
 def _ranks(sites: Sequence[Candidate], rank: int) -> dict[str, list[Method]]:

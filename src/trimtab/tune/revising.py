@@ -25,10 +25,11 @@ from trimtab.core.heads import heads
 from trimtab.core.lowrank import LowRank
 from trimtab.core.method import Values
 from trimtab.match import sites
+from trimtab.methods.whole import Whole
 from trimtab.plan import Budget, Candidate, Entry, Plan, candidates, entries, parse
 from trimtab.plan.estimators import estimator as named
 from trimtab.plan.file import base
-from trimtab.tune.folder import Run
+from trimtab.tune.folder import OWN, Run
 from trimtab.tune.planning import ESTIMATOR, EXAMPLES, MOST, ground_of, weigh
 
 
@@ -52,15 +53,17 @@ def revise(
     config = run.finished()
     ground = ground_of(folder, config, examples)
     model = ground.session.model
-    adapter = record(model).adapter(None)
-    deltas = {site: d for site, d in adapter.deltas() if isinstance(d.method, LowRank)}
-    if not deltas:
-        kinds = ", ".join(sorted({method.name for _, method in adapter.entries}))
-        raise InputError(f"{folder} has trained {kinds}: only plans of ranks are revised")
+    adapter = record(model).adapter(OWN)
+    kinds = sorted({method.name for _, method in adapter.entries})
+    method = next((d.method for _, d in adapter.deltas() if isinstance(d.method, LowRank)), None)
+    if method is None:
+        raise InputError(
+            f"{folder} has trained {', '.join(kinds)}: only plans of ranks are revised"
+        )
+    deltas = {site: d for site, d in adapter.deltas() if d.method.name == method.name}
     known = {site.name: site for site in sites(model)}
-    method = next(iter(deltas.values())).method
     wanted = sorted({*deltas, *_considered(config.plan)} & known.keys())
-    found = candidates(model, [type(method)()], wanted, most)
+    found = candidates(model, [method], wanted, most)
     gains = weigh(ground, found, named(estimator))
     spectra = {site: spectrum(delta) for site, delta in deltas.items()}
     used = [effective_rank(spectra[c.site.name]) if c.site.name in spectra else 0 for c in found]
@@ -76,11 +79,11 @@ def revise(
         task=config.task,
         data=config.data,
         parameters=sum(entry.cost or 0 for entry in listed),
-        of=summary(model).total,
+        of=summary(model, OWN).total,
         batches=len(ground.batches),
         examples=len(ground.shown),
         seconds=round(time.perf_counter() - began, 2),
-        notes=(_told(found, used, deltas, revised),),
+        notes=(_told(found, used, deltas, revised), *_left(kinds, method.name)),
     )
 
 
@@ -110,7 +113,7 @@ def _considered(plan: dict | None) -> list[str]:
 
 def _amount(budget: Budget | None, adapter: Adapter, model: torch.nn.Module) -> int:
     tops = tuple(f"{name}." for name in heads(model))
-    counted = summary(model)
+    counted = summary(model, OWN)
     head = sum(n for site, n in counted.sites.items() if f"{site}.".startswith(tops))
     spent = counted.trainable - head
     return spent if budget is None else budget.parameters(counted.total, 4, head)
@@ -138,6 +141,12 @@ def _moved(
 
 def _norm(spectra: dict[str, Tensor], site: str) -> float:
     return float(spectra[site].norm()) if site in spectra else 0.0
+
+
+def _left(kinds: list[str], kept: str) -> list[str]:
+    """Methods that shared the run's budget, and have no ranks to move."""
+    others = [name for name in kinds if name not in (kept, Whole.name)]
+    return [f"left out, and its budget given to {kept}: {', '.join(others)}"] if others else []
 
 
 def _told(

@@ -10,14 +10,17 @@ from typing import Any
 
 from trimtab.core import registry
 from trimtab.core.errors import InputError
+from trimtab.evaluate.metrics import METRICS
 from trimtab.plan import Plan
 from trimtab.plan.search import Point, by_optuna, slices
+from trimtab.store.files import read_json, write_json
 from trimtab.tune.config import Config, parse
 from trimtab.tune.folder import Run
 from trimtab.tune.phases import QUIET, Phases
 from trimtab.tune.planning import Request, propose
 from trimtab.tune.session import read_whole
 
+_ASKED = "search.json"
 _SMALLEST = 128  # rows of the first slice, where there are more
 
 
@@ -43,6 +46,7 @@ def search(
         raise InputError(
             f"--trials {trials} is fewer than the {len(request.methods)} methods to try"
         )
+    _same_search(folder, config, request)
     plans = {name: _planned(config, request, name, phases) for name in request.methods}
     rows = len(read_whole(config).train)
     rungs = slices(min(rows, config.train_rows or rows), smallest)
@@ -60,11 +64,29 @@ def search(
     if not found:
         raise InputError(f"no trial came to an end: see {folder}")
     best = found[0]
+    sign = 1 if METRICS[config.build_task().metric].higher else -1
     note = (
         f"best of {len(found)} trials of {', '.join(plans)} on up to {rungs[-1]:,} rows: "
-        f"{best.point.name}, validation {abs(best.scores[-1]):.4f}"
+        f"{best.point.name}, validation {sign * best.scores[-1]:.4f}"
     )
     return replace(plans[best.point.method], lr=float(f"{best.point.lr:.4g}"), notes=(note,))
+
+
+def _same_search(folder: Path, config: Config, request: Request) -> None:
+    """What lies in the folder are trials of the same work under the same budget."""
+    fields = config.model_dump(exclude={"method", "out"}, mode="json")
+    asked = {**fields, "budget": request.budget.text, "estimator": request.estimator,
+             "examples": request.examples, "most": request.most}  # fmt: skip
+    path = folder / _ASKED
+    there = read_json(path) if path.exists() else asked
+    for key, value in asked.items():
+        if there.get(key) != value:
+            raise InputError(
+                f"{folder} holds a search with {key} {there.get(key)}, and this one has {value}: "
+                "choose another --out, or remove it"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, asked)
 
 
 def _planned(config: Config, request: Request, name: str, phases: Phases) -> Plan:
