@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,12 +17,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
+from trimtab.compare.measured import measure_run
 from trimtab.core.errors import InputError
 from trimtab.evaluate.run import evaluate, open_run
 from trimtab.store.files import read_tensors
 from trimtab.tasks.models import resolve
 from trimtab.tune import library
 from trimtab.tune.config import Config, parse
+from trimtab.tune.folder import Run
+from trimtab.tune.revising import revise
 from trimtab.tune.run import tune
 from trimtab.tune.sequence import forgetting, sequence
 
@@ -78,6 +82,7 @@ def began(config: Config) -> dict[str, torch.Tensor]:
 
 
 NOTHING: dict[str, Any] = {"max_steps": 1, "lr": 1e-12}
+LEFT: dict[str, Any] = {"target": None, "rank": None}  # a library says them
 
 
 def test_a_run_begins_at_an_adapter_and_its_head(made: Made, runs: Path, tmp_path: Path) -> None:
@@ -155,7 +160,7 @@ def test_the_best_of_a_library_is_begun_at(made: Made, runs: Path, tmp_path: Pat
 
 
 def test_adapters_are_fused_and_stay_as_they_are(made: Made, runs: Path, tmp_path: Path) -> None:
-    config = made("days", tmp_path / "on", from_library=str(runs), target=None)
+    config = made("days", tmp_path / "on", from_library=str(runs), **LEFT)
     metrics = tune(config, quiet=True)
     assert metrics["method"] == "fusion"
     folder = tmp_path / "on" / "adapter"
@@ -169,7 +174,8 @@ def test_adapters_are_fused_and_stay_as_they_are(made: Made, runs: Path, tmp_pat
 
 def test_adapters_are_merged_and_trained_on(made: Made, runs: Path, tmp_path: Path) -> None:
     """W + the mean of both changes, at every site."""
-    config = made("days", tmp_path / "on", from_library=str(runs), combine="merge", **NOTHING)
+    merge = {"from_library": str(runs), "combine": "merge", **LEFT}
+    config = made("days", tmp_path / "on", **merge, **NOTHING)
     own = began(config)
     site = "bert.encoder.layer.2.attention.self.query.lora"
     parts = [read_tensors(runs / n / "adapter" / "adapter.safetensors") for n in ("pets", "days")]
@@ -178,6 +184,57 @@ def test_adapters_are_merged_and_trained_on(made: Made, runs: Path, tmp_path: Pa
     assert merged.norm() > 0
     cosine = torch.cosine_similarity(merged.flatten(), mean.flatten(), dim=0)
     assert cosine > 0.8  # of rank 4, where the mean has rank 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({**LEFT, "rank": 2}, "--rank has no part in --combine merge"),
+        ({**LEFT, "target": "value"}, "--target has no part in --combine merge"),
+        ({**LEFT, "start_from": "elsewhere"}, "are two ways to begin"),
+    ],
+)
+def test_nothing_is_ignored_beside_a_library(
+    made: Made, runs: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    config = made("days", tmp_path / "on", from_library=str(runs), combine="merge", **changes)
+    with pytest.raises(InputError, match=said):
+        tune(config, quiet=True)
+
+
+def test_a_library_may_call_its_runs_as_runs_call_theirs(
+    made: Made, runs: Path, tmp_path: Path
+) -> None:
+    """And what was fused is measured for a comparison, and refused where ranks are revised."""
+    shutil.copytree(runs / "pets", tmp_path / "runs" / "default")
+    shutil.copytree(runs / "days", tmp_path / "runs" / "merged")
+    library = {"from_library": str(tmp_path / "runs"), **LEFT}
+    tune(made("days", tmp_path / "merging", combine="merge", **library), quiet=True)
+    fused = made("days", tmp_path / "fused", **library)
+    tune(fused, quiet=True)
+    measure_run(fused.out, None)
+    assert json.loads((tmp_path / "fused" / "measured.json").read_text())["forgetting"]
+    with pytest.raises(InputError, match="has trained fusion"):
+        revise(fused.out)
+
+
+def test_what_is_not_defined_is_no_forecast(
+    made: Made, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([(-2.0, None), (float("nan"), None), (-1.0, None)])
+    monkeypatch.setattr(library, "_scores", lambda *_: next(scores))
+    told = library.survey(made("days", Path("-")), str(runs))
+    assert [one.name for one in told] == ["pets", library.NONE, "days"]
+
+
+def test_a_sequence_that_was_stopped_goes_on(data: dict[str, Path], tmp_path: Path) -> None:
+    fields = {"model": "minilm", "max_steps": 2, "batch_size": 8, "head_only": False, **PINNED}
+    both = [str(data["pets"]), str(data["days"])]
+    first = parse({**fields, "data": both[0], "out": str(tmp_path / "1-pets")}, "a test")
+    Run(tmp_path / "1-pets").create(first)  # killed before it came to anything
+    assert sequence(both, str(tmp_path), fields)["forgetting"] == [0.0]
+    with pytest.raises(InputError, match="max_steps 2, and this sequence has 3"):
+        sequence(both, str(tmp_path), {**fields, "max_steps": 3})
 
 
 def test_a_sequence_forgets_nothing(data: dict[str, Path], tmp_path: Path) -> None:
@@ -194,6 +251,7 @@ def test_a_sequence_forgets_nothing(data: dict[str, Path], tmp_path: Path) -> No
 def test_forgetting_by_hand() -> None:
     matrix = [[0.9, None, None], [0.6, 0.8, None], [0.7, 0.5, 1.0]]
     assert forgetting(matrix) == pytest.approx([0.2, 0.3])
+    assert forgetting([[2.0, None], [5.0, 1.0]], higher=False) == pytest.approx([3.0])  # errors
 
 
 def test_on_the_command_line(data: dict[str, Path], runs: Path) -> None:

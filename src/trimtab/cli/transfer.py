@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -59,7 +60,8 @@ def transfer(
 
 def _plain(one: Forecast) -> dict[str, Any]:
     told = {"name": one.name, "folder": None if one.folder is None else str(one.folder)}
-    scores = {} if one.refused else {"score": one.score, "probe": one.probe}
+    score = one.score if math.isfinite(one.score) else None  # JSON has no NaN
+    scores = {} if one.refused else {"score": score, "probe": one.probe}
     return {**told, **scores, "refused": one.refused}
 
 

@@ -19,10 +19,15 @@ from trimtab.core.errors import InputError
 from trimtab.methods.whole import Whole
 from trimtab.store import bodies, save
 from trimtab.tune import library
+from trimtab.tune.config import Config
+from trimtab.tune.folder import OWN
 from trimtab.tune.session import Session
 
 FUSION, MERGED = "fusion", "merged"
 _START = "start"  # of a run's folder: what it begins at, where that was made for it
+
+
+_IGNORED = ("plan", "rank", "alpha", "ranks")
 
 
 def gather(session: Session) -> None:
@@ -32,14 +37,16 @@ def gather(session: Session) -> None:
         if config.combine is not None:
             raise InputError("--combine says what to do with --from-library DIR, which is missing")
         return
-    how = config.combine or "fuse"
+    how, made = config.combine or "fuse", Path(config.out) / _START
+    if how == "merge" and config.start_from is not None and made.is_dir():
+        config.start_from = str(made)  # before the run was stopped; its folder may have been moved
+        return
     if config.method not in ("lora", FUSION):
         raise InputError(
             f"--from-library trains what combines the adapters there: leave out --method "
             f"{config.method}"
         )
-    if how == "merge" and config.start_from is not None:
-        return  # made before the run was stopped
+    _refuse_ignored(config, how)
     names = _place(session, config.from_library)
     activate(session.model, None)
     if how == "fuse":
@@ -52,15 +59,29 @@ def gather(session: Session) -> None:
     session.notes.append(f"{said} {len(names)} adapters: {', '.join(names)}.")
 
 
+def _refuse_ignored(config: Config, how: str) -> None:
+    """What the library's adapters say, and no flag could change."""
+    if config.start_from is not None:
+        raise InputError("--start-from and --from-library are two ways to begin: give one of them")
+    for key in _IGNORED if how == "fuse" else (*_IGNORED, "target", "method_arg"):
+        if getattr(config, key):
+            raise InputError(
+                f"--{key.replace('_', '-')} has no part in --combine {how}, which takes it from "
+                "the library's adapters: leave it out"
+            )
+
+
 def composition(adapter: Adapter) -> Composition:
     """What a run saves: its adapter, with those that it combines."""
     return Fuse(*adapter.over, by=adapter.name) if adapter.over else adapter.name
 
 
 def _place(session: Session, folder: str) -> list[str]:
-    names = []
+    names: list[str] = []
     for name, path in library.adapters(folder).items():
         plain = re.sub(r"\W", "_", name)
+        while plain in (*names, OWN, MERGED):
+            plain += "_"
         bodies.place(session.model, library.body(path), plain)
         names.append(plain)
     if len(names) < 2:

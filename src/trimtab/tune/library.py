@@ -79,7 +79,12 @@ def forecast(session: Session, rows: Any, found: dict[str, Path]) -> list[Foreca
                 told.append(Forecast(name, path, *_scores(session, encoded)))
         except (AdapterMismatch, InputError) as error:
             told.append(Forecast(name, path, refused=str(error)))
-    return sorted(told, key=lambda one: (one.refused is not None, -np.nan_to_num(one.score)))
+    return sorted(told, key=lambda one: (one.refused is not None, -_known(one.score)))
+
+
+def _known(score: float) -> float:
+    """What is not defined, as of an adapter that diverged, comes last."""
+    return score if np.isfinite(score) else -np.inf
 
 
 def survey(config: Config, folder: str, phases: Phases = QUIET) -> list[Forecast]:

@@ -22,10 +22,13 @@ from trimtab.core.errors import InputError
 from trimtab.evaluate.metrics import METRICS
 from trimtab.evaluate.run import open_run
 from trimtab.store.files import write_json
-from trimtab.tune.config import parse
+from trimtab.tune.config import Config, parse
 from trimtab.tune.folder import Run
 from trimtab.tune.run import tune
 from trimtab.tune.session import read_data
+
+_ASKED = ("model", "data", "task", "max_steps", "epochs", "batch_size", "seed")
+"""What a run does not settle for itself: a method may be planned, or made of a library."""
 
 
 def sequence(
@@ -45,20 +48,35 @@ def sequence(
     matrix: list[list[float | None]] = []
     seen: list[list[str]] = []
     for stage, (one, folder) in enumerate(zip(data, folders, strict=True)):
-        if not Run(Path(folder)).over:
-            tune(parse({**fields, "data": one, "out": folder}, "a sequence"), quiet=quiet)
+        config, run = parse({**fields, "data": one, "out": folder}, "a sequence"), Run(Path(folder))
+        if begun := run.config_file.exists():
+            _refuse_others(run, config)
+        if not run.over:
+            tune(config, resume=begun, quiet=quiet)
         found = [evaluated(earlier) for earlier in folders[: stage + 1]]
         matrix.append([value for value, _ in found] + [None] * (len(names) - stage - 1))
         seen.append([digest for _, digest in found])
+    higher = METRICS[config.build_task().metric].higher
     told = {
         "tasks": names,
         "runs": folders,
         "matrix": matrix,
-        "forgetting": forgetting(matrix),
+        "forgetting": forgetting(matrix, higher=higher),
         "same_outputs": all(row[j] == seen[j][j] for row in seen for j in range(len(row))),
     }
     write_json(Path(out) / "sequence.json", told)
     return told
+
+
+def _refuse_others(run: Run, asked: Config) -> None:
+    """A run of another sequence is neither gone on with nor told as one of this."""
+    there = run.config()
+    for key in _ASKED:
+        if getattr(there, key) != getattr(asked, key):
+            raise InputError(
+                f"{run.path} holds a run with {key} {getattr(there, key)}, and this sequence has "
+                f"{getattr(asked, key)}: choose another --out"
+            )
 
 
 def evaluated(folder: str) -> tuple[float, str]:
@@ -73,10 +91,12 @@ def evaluated(folder: str) -> tuple[float, str]:
     return value, digest.hexdigest()
 
 
-def forgetting(matrix: Sequence[Sequence[float | None]]) -> list[float]:
-    """Of every task but the last: the best that it was before the end, less what it is then."""
-    last = matrix[-1]
+def forgetting(matrix: Sequence[Sequence[float | None]], *, higher: bool = True) -> list[float]:
+    """Of every task but the last: the best that it was before the end, less what it is then; the
+    other way round where less is better."""
+    last, sign = matrix[-1], 1 if higher else -1
     return [
-        max(value for row in matrix[j:-1] if (value := row[j]) is not None) - (last[j] or 0.0)
+        max(sign * value for row in matrix[j:-1] if (value := row[j]) is not None)
+        - sign * (last[j] or 0.0)
         for j in range(len(last) - 1)
     ]
