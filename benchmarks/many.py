@@ -72,7 +72,8 @@ def llama(layers: int) -> nn.Module:
 
 
 def register(model: nn.Module, numbers: range) -> float:
-    """Seconds to put so many fresh adapters on; B is moved, so that each changes the output."""
+    """Seconds to put so many fresh adapters on; B is moved, so that each changes the output, and all
+    is frozen, as adapters are that a server loads."""
     began = time.perf_counter()
     for number in numbers:
         trimtab.attach(model, trimtab.LoRA(rank=RANK), name=f"a{number}")
@@ -80,6 +81,7 @@ def register(model: nn.Module, numbers: range) -> float:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data.normal_(std=0.01)
+    model.requires_grad_(False)
     return round(took, 3)
 
 

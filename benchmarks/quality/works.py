@@ -209,7 +209,7 @@ class Text:
             assert own is not None
             assert train is not None
             assert held_out is not None
-            self.probed[key] = features.probe(own, train, held_out, session.task.loss_of, 0)
+            self.probed[key] = features.probe(own, train, held_out, session.task, 0)
         return heads(session.model)[0], self.probed[key]
 
 

@@ -85,7 +85,8 @@ def run(row: Row, method: str, shared: Path) -> dict[str, Any]:
             told["lr"] = row.rates[method]
         flags = [part for key, value in told.items() for part in (f"--{key}", str(value))]
         command = [sys.executable, "-m", "trimtab", "tune", *flags, *row.options, "--json"]
-        own = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}  # tasks in own/
+        paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]  # tasks in own/
+        own = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         process = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{process.stderr[-2000:]}")

@@ -82,7 +82,7 @@ def test_in_bf16_masters_and_gradients_stay_in_fp32(calls: list[object]) -> None
 @torch.no_grad()
 def test_a_stack_that_is_kept_follows_its_factors() -> None:
     """Through changes in place, of memory, of the route and of the adapters themselves."""
-    model, x = adapted(), torch.randn(6, 4, 12)
+    model, x = adapted().requires_grad_(False), torch.randn(6, 4, 12)
     parameters = dict(model.named_parameters())
     first = next(p for name, p in parameters.items() if ".a." in name and name.endswith("B"))
 
@@ -107,6 +107,7 @@ def test_a_stack_that_is_kept_follows_its_factors() -> None:
     adapter = trimtab.attach(model, trimtab.LoRA(rank=4), ["0", "2"], name="b")
     cases.perturb(adapter)
     trimtab.activate(model, trimtab.Route(*RANKS))
+    model.requires_grad_(False)
     check(ROUTES[0])
 
 
@@ -215,17 +216,75 @@ def test_a_single_adapter_takes_the_compiled_pass(
     method = trimtab.LoRA(rank=8, anchored=anchored)
     cases.perturb(trimtab.attach(model, method, "0"), by=0.3)
     twin, x = copy.deepcopy(model).float(), torch.randn(rows, 20).bfloat16()
+    factors = [p for one in (model, twin) for p in trimtab.parameters(one)]
+    model.requires_grad_(False)
     for _ in range(2):
         with torch.no_grad():
             y, expected = model(x).float(), twin(x.float())
         assert (y - expected).norm() <= 0.01 * expected.norm()
         with torch.no_grad():
-            for parameter in (p for one in (model, twin) for p in trimtab.parameters(one)):
-                parameter.mul_(-0.5)
+            for factor in factors:
+                factor.mul_(-0.5)
     assert len(ran) == 2 * ((rows >= 32) + (rows % 32 > 0))
     ran.clear()
+    for factor in factors:
+        factor.requires_grad_()
     model(x).float().sum().backward()
     assert not ran
+
+
+STEPS: dict[str, Callable[[list[nn.Parameter]], Any]] = {
+    "fused": lambda of: torch.optim.AdamW(of, lr=0.1, fused=True),
+    "fused SGD": lambda of: torch.optim.SGD(of, lr=0.1, fused=True),
+    "foreach": lambda of: torch.optim.AdamW(of, lr=0.1, foreach=True),
+    "by hand": lambda of: ByHand(of),
+}
+
+
+class ByHand:
+    """Writes where no version tells of it."""
+
+    def __init__(self, of: list[nn.Parameter]) -> None:
+        self.of = of
+
+    def step(self) -> None:
+        for parameter in self.of:
+            parameter.data.mul_(-1.5)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("many", [False, True], ids=["alone", "mixed"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen between"])
+def test_what_a_step_changed_is_seen_without_gradients(step: str, many: bool, frozen: bool) -> None:
+    """Whoever writes into the factors, and however they were called before."""
+    if frozen and step == "by hand":
+        pytest.skip("frozen factors that are written into through .data are not followed")
+    model, x = nn.Sequential(nn.Linear(20, 40)).bfloat16(), torch.randn(64, 20).bfloat16()
+    for name in "ab":
+        cases.perturb(trimtab.attach(model, trimtab.LoRA(rank=8), "0", name=name), by=0.3)
+    trimtab.activate(model, trimtab.Route("a", "b") if many else "a")
+    trained = [p for name, p in model.named_parameters() if ".a." in name]
+
+    def output() -> Tensor:
+        with torch.no_grad(), trimtab.given(model, route=["a", "b"] * 32 if many else None):
+            return model(x)
+
+    optimizer = STEPS[step](trained)
+    for _ in range(3):
+        for parameter in trained:
+            parameter.requires_grad_(not frozen)
+        before = output()
+        for parameter in trained:
+            parameter.requires_grad_()
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        for parameter in trained:
+            parameter.requires_grad_(not frozen)
+        after = output()
+        with trimtab.kernels.disabled():
+            expected = output().float()
+        assert (after.float() - expected).norm() <= 0.02 * expected.norm()
+        assert not torch.equal(before, after)
 
 
 @compiled
@@ -239,8 +298,10 @@ def test_one_alone_and_many_mixed_keep_a_stack_each(
     made = follow(routed, "_stack")
     for _ in range(3):
         trimtab.activate(model, "a")
+        model.requires_grad_(False)
         model(x)
         trimtab.activate(model, trimtab.Route("a", "b"))
+        model.requires_grad_(False)
         with trimtab.given(model, route=["a", "b"]):
             model(x)
     assert len(made) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,14 +62,17 @@ def check(
     json_: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> int:
     from trimtab.data.check import check as call
+    from trimtab.data.cleaning import AS_TEXT
     from trimtab.tasks import lookup
+    from trimtab.tune.session import faults
 
     options = dict(assignment(one, "task_arg") for one in task_arg or ())
     names = {key: str(value) for key, value in (assignment(c, "column") for c in columns or ())}
     for key, name in (("text", text_column), ("label", label_column)):
         names |= {} if name is None else {key: name}
     asked = lookup(task, options)
-    count, limit = _measure(model) if model else (None, None)
+    reads = any(column.kind in AS_TEXT for column in asked.columns)
+    count, limit = _measure(model) if model and reads else (None, None)
     found = call(
         source,
         asked.columns,
@@ -76,7 +80,8 @@ def check(
         seed=seed,
         count=count,
         limit=limit,
-        fault=asked.fault,
+        fault=faults(asked, model) if model else asked.fault,
+        arrange=functools.partial(asked.arranged, model=model, new=False) if model else None,
     )
     if out is not None:
         from trimtab.data.page import write

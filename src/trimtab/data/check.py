@@ -18,7 +18,7 @@ from trimtab.data import clips, media
 from trimtab.data.cleaning import AS_TEXT, nearly_empty
 from trimtab.data.columns import Column
 from trimtab.data.kinds import KINDS
-from trimtab.data.loading import divide, label_of, read_parts
+from trimtab.data.loading import Arrange, divide, label_of, read_parts
 from trimtab.data.rows import Ask, Rows
 from trimtab.data.sources import SPLITS
 from trimtab.data.splits import ENOUGH, keys, telling, without_unseen
@@ -108,13 +108,14 @@ def check(
     count: Count | None = None,
     limit: int | None = None,
     fault: Ask | None = None,
+    arrange: Arrange | None = None,
 ) -> Findings:
     """The findings on a file, folder or hub name. With `count`, texts are measured in tokens, of
     which the model takes `limit`.
 
     Raises `InputError` where there is nothing to look at: no such source, or no such column.
     """
-    given, notes = read_parts(source, columns, names, fault)
+    given, notes = read_parts(source, columns, names, fault, arrange)
     given = _with_unseen(given, columns)
     problems = []
     parts = {split: part.keep([True] * len(part)) for split, part in given.items()}

@@ -86,7 +86,7 @@ def read_parts(
     tables = arrange(tables) if arrange else tables
     parts = {"train": clean(tables.pop("train"), columns, names, fault, beside)}
     withheld = [split for split in tables if is_withheld(tables[split], columns, names)]
-    for split in tables.keys() - set(withheld):
+    for split in (split for split in tables if split not in withheld):
         parts[split] = clean(tables[split], columns, names, fault, beside)
     return parts, tuple(f"{split} has no labels and is left aside." for split in withheld)
 

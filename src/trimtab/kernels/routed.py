@@ -3,8 +3,9 @@ where nothing trains in one compiled pass; a single adapter takes that pass too.
 
     y_n = x_n Wᵀ + b + (x_n A_kᵀ) (s_k B_k)ᵀ,   k = the adapter of example n
 
-The factors of the adapters in the batch are stacked, ranks filled up with zeros. Between calls that
-train nothing a site keeps its last stack, as long as it holds the same factors.
+The factors of the adapters in the batch are stacked, ranks filled up with zeros. A site keeps the
+last stack of frozen factors, as long as it holds the same ones. Of factors that train none is kept:
+a step may write into them and leave their version as it was, as torch's fused optimizers do.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from trimtab.core.delta import Delta
 from trimtab.core.kernel import Kernel, Router
@@ -40,6 +42,16 @@ class Stack:
         """B in bf16 as pairs of ranks (k, r / 2, out)."""
         return self.B.contiguous().view(torch.int32).mT.contiguous()
 
+
+_steps = 0  # of all optimizers: between two calls factors may have been unfrozen, and frozen again
+
+
+def _count_step(*_: object) -> None:
+    global _steps
+    _steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 Kept = MutableMapping[nn.Module, tuple[object, Stack]]
 _mixed: Kept = weakref.WeakKeyDictionary()
@@ -92,19 +104,27 @@ def _run_alone(delta: Delta, x: Tensor, inner: Operator) -> Tensor:
 def _stacked(kept: Kept, deltas: Deltas, module: nn.Module, dtype: torch.dtype) -> Stack:
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return _stack(deltas, dtype)
-    token, found = (dtype, *_state(deltas)), kept.get(module)
+    tensors = _held(deltas)
+    if any(tensor.requires_grad for tensor in tensors):
+        kept.pop(module, None)
+        return _stack(deltas, dtype)
+    token, found = (dtype, _steps, *_state(deltas, tensors)), kept.get(module)
     if found is None or found[0] != token:
         found = kept[module] = token, _stack(deltas, dtype)
     return found[1]
 
 
-def _state(deltas: Deltas) -> tuple[object, ...]:
+def _held(deltas: Deltas) -> list[Tensor]:
+    """Their parameters and buffers."""
+    known = [delta for delta in deltas if delta is not None]
+    held = [t for d in known for t in (*d._parameters.values(), *d._buffers.values())]
+    return [t for t in held if t is not None]
+
+
+def _state(deltas: Deltas, tensors: Sequence[Tensor]) -> tuple[object, ...]:
     """What differs when a delta, a tensor of one, or its place has changed. A few long lists: of
     each delta one would cost as much as a hundredth of the base. Weak references, because another
     delta may come to lie where one was."""
-    known = [delta for delta in deltas if delta is not None]
-    held = [t for d in known for t in (*d._parameters.values(), *d._buffers.values())]
-    tensors = [t for t in held if t is not None]
     return (
         [None if delta is None else weakref.ref(delta) for delta in deltas],
         list(map(id, tensors)),
