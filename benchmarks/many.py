@@ -72,8 +72,8 @@ def llama(layers: int) -> nn.Module:
 
 
 def register(model: nn.Module, numbers: range) -> float:
-    """Seconds to put so many fresh adapters on; B is moved, so that each changes the output, and all
-    is frozen, as adapters are that a server loads."""
+    """Seconds to put so many fresh adapters on; B is moved, so that each changes the output, and
+    they are frozen, as those are that a server loads."""
     began = time.perf_counter()
     for number in numbers:
         trimtab.attach(model, trimtab.LoRA(rank=RANK), name=f"a{number}")

@@ -83,7 +83,7 @@ DATA: dict[str, tuple[str, str]] = {
     "empty": ("", "is empty"),
     "header only": ("text,label\n", "has a header and no rows"),
     "one label only": ("text,label\n" + "A film,good\n" * 30, "has one label only: 'good'"),
-    "no label column": ("text,stars\nA film,5\n", "no column for the label.*--label-column"),
+    "no label column": ("text,stars\nA film,5\n", "no column for the label.*--column label=NAME"),
     "too few rows": ("text,label\n" + ROW, "too few to hold some out"),
     "a broken row": (f"text,label\n{ROW * 20}A film,good,5\n", "line 42: 3 fields.*has 2"),
     "an empty text": (f"text,label\n{ROW} ,good\n{ROW * 20}", "line 4: empty text"),

@@ -30,12 +30,16 @@ METRICS: dict[str, Any] = {
     "total": 2_271_321_600,
     "train_seconds": 123_450.6,
     "probe_seconds": 3.0,
+    "best_step": 44,
+    "steps": 88,
+    "planned_steps": 176,
     "adapter_bytes": 9_085_286_400,
     "gain_over": {"base": interval(0.44), "head": interval(0.001)},
     "notes": ["train: 1,234 texts (13.1%) are longer than 128 tokens and were cut; a higher one"],
 }
 NUMBERS = {
     *("0.501 [0.480, 0.520]", "0.812 [0.791, 0.831]", "0.941 [0.920, 0.960]", "1,155 (0.00005%)"),
+    *("step 44 of 176", "early, at step 88"),
     *("2,271,321,600 (100.00%)", "123453.6", "8664.40 MiB", "4.5 KiB", "+0.440", "1,234", "13.1%"),
 }
 

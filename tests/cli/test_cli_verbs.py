@@ -105,7 +105,7 @@ def test_new_data_need_not_have_the_runs_names(run: str, tmp_path: Path, cli: Cl
 def test_columns_of_new_data_are_named(run: str, tmp_path: Path, cli: Cli) -> None:
     new = tmp_path / "new.csv"
     new.write_text("ding,dong\nA lovely film,good\n", encoding="utf8")
-    assert "--text-column" in cli("predict", run, "--data", str(new)).err
+    assert "--column text=NAME" in cli("predict", run, "--data", str(new)).err
     named = ("--data", str(new), "--text-column", "ding")
     assert json.loads(cli("predict", run, *named).out)["text"] == "A lovely film"
     result = cli("eval", run, *named, "--label-column", "dong", "--json")

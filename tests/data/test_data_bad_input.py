@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from trimtab.core.errors import InputError
-from trimtab.data import Column, load, read_rows
+from trimtab.data import load, read_rows
 
 BROKEN_ROWS = {  # file -> (content, line of the fault, reason); all else in it is well
     "bytes.csv": (b"text,label\nok,a\nbad \xff,b\n", 3, "not UTF-8"),
@@ -156,12 +156,16 @@ def test_a_column_that_is_not_found_names_those_there_are_and_the_flag(write, co
         read_rows(path, columns)
     assert message(error) == (
         f"{path} has no column for the label (usual names: label, labels, category, intent). "
-        "Its columns are 'text', 'klass'; name the right one with --label-column NAME"
+        "Its columns are 'text', 'klass'; name the right one with --column label=NAME"
     )
 
 
-def test_the_flag_of_a_column_with_two_words():
-    assert Column("text_pair", ()).flag == "--text-pair-column"
+def test_a_column_that_another_was_said_to_be_is_told(write, columns):
+    path = write("x.csv", "label,number\nfine,1\nbad,0\n")
+    with pytest.raises(
+        InputError, match=r"no column for the label.*; 'label' was said to be the text"
+    ):
+        read_rows(path, columns, names={"text": "label"})
 
 
 def test_a_file_without_a_header_does_not_fill_the_message(write, columns):
@@ -173,7 +177,9 @@ def test_a_file_without_a_header_does_not_fill_the_message(write, columns):
 
 def test_an_unknown_column_name_has_near_ones(write, columns):
     path = write("x.csv", "text,klass\na,b\n")
-    with pytest.raises(InputError, match=r"no column 'class' \(--label-column\); nearest: 'klass'"):
+    with pytest.raises(
+        InputError, match=r"no column 'class' \(--column label=class\); nearest: 'klass'"
+    ):
         read_rows(path, columns, names={"label": "class"})
 
 

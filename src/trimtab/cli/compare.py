@@ -42,6 +42,9 @@ def compare(
     task_arg: Annotated[
         list[str] | None, Option(help="Any option of the task: name=value. Repeatable.")
     ] = None,
+    column: Annotated[
+        list[str] | None, Option(help="Which column is which: text=review. Repeatable.")
+    ] = None,
     methods: Annotated[
         str | None, Option(help="Comma-separated, see trimtab methods; lora,bitfit.")
     ] = None,
@@ -85,6 +88,9 @@ def compare(
     for key in ("task_arg", "tune_arg"):
         if key in given:
             given[key] = dict(assignment(one, key) for one in given[key])
+    if "column" in given:  # a field of every run
+        columns = dict(assignment(one, "column") for one in given.pop("column"))
+        given["tune_arg"] = {**given.get("tune_arg", {}), "columns": columns}
     if "method_arg" in given:
         given["method_arg"] = _by_method(given["method_arg"])
     from trimtab.compare.campaign import compare as run

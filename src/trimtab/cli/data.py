@@ -15,6 +15,7 @@ from trimtab.cli.assignment import assignment
 
 if TYPE_CHECKING:
     from trimtab.data.check import Findings, Lengths, Split
+    from trimtab.tasks.task import Task
 
 Option = typer.Option
 _BAR, _FEW = 30, 20  # the longest bar, and the labels or faults that are shown
@@ -62,7 +63,6 @@ def check(
     json_: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> int:
     from trimtab.data.check import check as call
-    from trimtab.data.cleaning import AS_TEXT
     from trimtab.tasks import lookup
     from trimtab.tune.session import faults
 
@@ -71,8 +71,7 @@ def check(
     for key, name in (("text", text_column), ("label", label_column)):
         names |= {} if name is None else {key: name}
     asked = lookup(task, options)
-    reads = any(column.kind in AS_TEXT for column in asked.columns)
-    count, limit = _measure(model) if model and reads else (None, None)
+    count, limit = _measure(asked, model) if model else (None, None)
     found = call(
         source,
         asked.columns,
@@ -94,11 +93,20 @@ def check(
     return 1 if found.broken or found.problems else 0
 
 
-def _measure(model: str) -> tuple[Callable[[Sequence[str]], list[int]], int | None]:
-    """How long texts are in tokens, and how long they may be."""
-    from trimtab.tasks.models import configuration, load_tokenizer, position_limit
+Count = Callable[[Sequence[str]], list[int]]
 
-    tokenizer = load_tokenizer(model)
+
+def _measure(task: Task, model: str) -> tuple[Count | None, int | None]:
+    """How long texts are in tokens, and how long they may be, if the model reads any."""
+    from transformers import PreTrainedTokenizerBase
+
+    from trimtab.tasks.models import configuration, position_limit
+
+    processor = task.processor(model)
+    found = getattr(processor, "tokenizer", processor)
+    if not isinstance(found, PreTrainedTokenizerBase):
+        return None, None
+    tokenizer = found
     limit = position_limit(configuration(model), tokenizer)
 
     def count(texts: Sequence[str]) -> list[int]:

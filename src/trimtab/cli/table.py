@@ -102,10 +102,21 @@ def print_result(metrics: dict[str, Any], out: Path, console: Console | None = N
         say(
             console, f"{metrics['method']}: {spent} went into the head alone, where its head begins"
         )
+    if metrics["best_step"] != metrics.get("planned_steps", metrics["best_step"]):
+        say(console, _kept(metrics))
     for note in metrics["notes"]:
         say(console, f"note: {note}")
     for name, path in (("report", out / "report.html"), ("adapter", out / "adapter")):
         console.print(f"{name}: {path}", markup=False, soft_wrap=True)
+
+
+def _kept(metrics: dict[str, Any]) -> str:
+    """Which step's adapter it is, where it is not the last's that was meant."""
+    done, planned = metrics["steps"], metrics["planned_steps"]
+    said = (
+        f"the adapter is that of step {metrics['best_step']} of {planned}, the best on validation"
+    )
+    return f"{said}; training stopped early, at step {done}" if done < planned else said
 
 
 def _rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:

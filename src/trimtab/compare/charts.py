@@ -55,6 +55,7 @@ def losses(
         figure.add_trace(_line(validation, "validation", RUST, mode="lines+markers"))
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text="loss")
+    _give_room(figure, [value for _, value, *_ in (*points, *evaluations)])
     return figure
 
 
@@ -65,7 +66,17 @@ def quality(evaluations: Sequence[tuple[int, float, float]], metric: str) -> Any
     figure.add_trace(_line(points, label(metric), RUST, mode="lines+markers"))
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text=f"validation {label(metric)}")
+    _give_room(figure, [value for _, value in points])
     return figure
+
+
+def _give_room(figure: Any, values: Sequence[float]) -> None:
+    """Around values that are all but the same, a tenth of them: Plotly would take one to each
+    side."""
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    if values and high - low < 0.01 * abs(high):
+        room = 0.1 * abs(high)
+        figure.update_yaxes(range=[low - room, high + room])
 
 
 def inside(layout: Layout) -> Any:

@@ -33,10 +33,9 @@ class Column:
     required: bool = True
     kind: KindName = "text"
 
-    @property
-    def flag(self) -> str:
-        """The command line's flag that names this column."""
-        return f"--{self.name.replace('_', '-')}-column"
+    def flag(self, found: str) -> str:
+        """What tells the command line that this column is the one called `found`."""
+        return f"--column {self.name}={found}"
 
 
 def resolve(
@@ -59,7 +58,7 @@ def resolve(
         if place is not None:
             places[column.name] = place
         elif column.required:
-            raise InputError(_not_found(header, column, where))
+            raise InputError(_not_found(header, column, where) + _given_away(header, column, named))
     return places
 
 
@@ -82,7 +81,7 @@ def _named(header: Sequence[str], column: Column, name: str, where: str) -> int:
     place = place_of(header, name, where)
     if place is None:
         shown = nearest(name, map(printable, header))
-        raise InputError(f"{where} has no column {name!r} ({column.flag}); {shown}")
+        raise InputError(f"{where} has no column {name!r} ({column.flag(name)}); {shown}")
     return place
 
 
@@ -110,7 +109,17 @@ def _not_found(header: Sequence[str], column: Column, where: str) -> str:
     found = ", ".join(repr(printable(name)) for name in header)
     return (
         f"{where} has no column for the {column.name} (usual names: {usual}). "
-        f"Its columns are {found}; name the right one with {column.flag} NAME"
+        f"Its columns are {found}; name the right one with {column.flag('NAME')}"
+    )
+
+
+def _given_away(header: Sequence[str], column: Column, named: Mapping[str, int]) -> str:
+    """Where another was said to be the column that would have been it."""
+    usual = {alias.casefold() for alias in (column.name, *column.aliases)}
+    return "".join(
+        f"; {header[place]!r} was said to be the {other}"
+        for other, place in named.items()
+        if header[place].casefold() in usual
     )
 
 

@@ -129,7 +129,7 @@ def refuse_own_labels(train: Rows, label: str) -> None:
         raise InputError(
             f"{train.where} has {len(counts):,} different labels in {len(train):,} rows, most of "
             f"them once, such as {shown}: is this the label, and not the text or a number? Say "
-            "which columns are meant with --text-column and --label-column"
+            "which columns are meant with --column text=NAME and --column label=NAME"
         )
 
 

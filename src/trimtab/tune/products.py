@@ -84,7 +84,7 @@ def _try(session: Session, adapter: Adapter, batch: Batch, other: Batch) -> None
     if config.products == "exact":
         coded.int8(model, on=False)
     elif took is not None or agreement < _AGREEING:
-        gain = f"{took['exact'] / took['int8']:.1f} times as fast, " if took else ""
+        gain = "a step took {int8:.0f} ms for {exact:.0f}, ".format(**took) if took else ""
         session.notes.append(
             f"frozen maps multiply in eight bits while training: {gain}the gradient's cosine with "
             f"the exact one is {agreement:.4f}"

@@ -18,6 +18,7 @@ from trimtab.tune import answers as recorded
 from trimtab.tune import hardware
 from trimtab.tune.folder import OWN
 from trimtab.tune.progress import read_log
+from trimtab.tune.training import steps
 
 if TYPE_CHECKING:
     from trimtab.tune.run import Work
@@ -134,6 +135,8 @@ def _metrics(
         **rate,
         "peak_memory_bytes": hardware.peak_memory(),
         "best_step": memory.best_step,
+        "steps": _done(work),
+        "planned_steps": steps(session.config, len(work.encoded["train"].examples))[1],
         "seed": session.config.seed,
         "versions": hardware.versions(),
         "hardware": hardware.facts(),
@@ -155,10 +158,14 @@ def _rate(work: Work, memory: Memory, tokens: int) -> dict[str, float | None]:
     """
     if tokens:
         return {"tokens_per_second": round(tokens / memory.seconds, 1) if memory.seconds else None}
-    config, log = work.session.config, read_log(work.run.log)
-    done = max((entry["step"] for entry in log), default=0)
-    samples = done * config.batch_size * config.gradient_accumulation
+    config = work.session.config
+    samples = _done(work) * config.batch_size * config.gradient_accumulation
     return {"samples_per_second": round(samples / memory.seconds, 1) if memory.seconds else None}
+
+
+def _done(work: Work) -> int:
+    """Optimizer steps, until training came to its end or patience did."""
+    return max((entry["step"] for entry in read_log(work.run.log)), default=0)
 
 
 def _baseline_costs(work: Work) -> dict[str, dict[str, float]]:
