@@ -6,6 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+OF_IMAGENET = (
+    *("--task-arg", "mean=[0.485,0.456,0.406]"),
+    *("--task-arg", "deviation=[0.229,0.224,0.225]"),
+)
+"""How a checkpoint takes pictures that does not say so itself."""
+
 Make = Callable[[Path, Path], None]  # (the shared folder, or its part, and where to write)
 
 

@@ -12,7 +12,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from trimtab.tune import hardware
-from trimtab.tune.session import _agreeing
+from trimtab.tune.choices import _agreeing
 
 
 class Detector(nn.Module):

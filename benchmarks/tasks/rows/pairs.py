@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from row import Make, Row
+from row import OF_IMAGENET, Make, Row
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 WORDS = (
@@ -119,7 +119,7 @@ ROWS = {
     "digit-vectors": Row(
         *("image-feature-extraction", "deit-tiny-patch16-224", "mnist_t10k"),
         steps=60,
-        options=("--batch-size", "32"),
+        options=(*OF_IMAGENET, "--batch-size", "32"),
         methods=("lora", "bitfit"),
     ),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from row import Make, Row
+from row import OF_IMAGENET, Make, Row
 
 _CELLS = 320  # pixels, as the detector was trained
 
@@ -47,7 +47,7 @@ MODELS: dict[str, Make] = {"deimv2-coco": deimv2, "segformer": segformer}
 ROWS = {
     "digits": Row(
         *("image-classification", "deit-tiny-patch16-224", "mnist_t10k"),
-        options=("--batch-size", "16"),
+        options=(*OF_IMAGENET, "--batch-size", "16"),
     ),
     "blood-cells": Row(
         *("own.deimv2:Detection", "deimv2-coco", "bccd_detection"),

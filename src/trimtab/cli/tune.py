@@ -156,6 +156,9 @@ def tune(
     clean: Annotated[
         str | None, Option(help="What to mend: encoding,empty,duplicates,overlap, or some of them.")
     ] = None,
+    augment: Annotated[
+        str | None, Option(help="Change what is trained on, anew each epoch: typos,crop,hiss, …")
+    ] = None,
     stream: Annotated[
         bool | None, Option("--stream", help="Read train in pieces, as it is trained on.")
     ] = None,

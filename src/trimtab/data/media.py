@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 Cell = str | bytes
 
+
+class Once(bytes):
+    """A file that was made for one batch: nothing of it is kept for the next."""
+
+
 SUFFIXES = {
     "image": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"),
     "audio": (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"),

@@ -82,6 +82,7 @@ class AudioClassification(OneLabel):
     max_seconds: float = 10.0
 
     name: ClassVar[str] = "audio-classification"
+    varied: ClassVar[tuple[str, ...]] = ("audio",)
     columns: ClassVar[tuple[Column, ...]] = (AUDIO, LABEL)
     eval_batch: ClassVar[int] = 16
 

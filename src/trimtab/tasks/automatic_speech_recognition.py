@@ -60,6 +60,7 @@ class AutomaticSpeechRecognition(Task):
     max_new_tokens: int = 128
 
     name: ClassVar[str] = "automatic-speech-recognition"
+    varied: ClassVar[tuple[str, ...]] = ("audio",)
     columns: ClassVar[tuple[Column, ...]] = (AUDIO, Column("text", _TEXT))
     by_loss: ClassVar[bool] = True
     by_token: ClassVar[bool] = True

@@ -33,6 +33,7 @@ class ImageClassification(OneLabel, PictureTask):
     """`size`, `mean` and `deviation` stand for the checkpoint's own preparation of pictures."""
 
     name: ClassVar[str] = "image-classification"
+    varied: ClassVar[tuple[str, ...]] = ("image",)
     columns: ClassVar[tuple[Column, ...]] = (IMAGE, LABEL)
 
     def processor(self, model: str) -> Pictures:

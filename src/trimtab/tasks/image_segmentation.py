@@ -45,6 +45,8 @@ class ImageSegmentation(PictureTask):
     ignored: int | None = None
 
     name: ClassVar[str] = "image-segmentation"
+    varied: ClassVar[tuple[str, ...]] = ("image",)
+    placed: ClassVar[bool] = True
     columns: ClassVar[tuple[Column, ...]] = (IMAGE, MASK)
     counts_tokens: ClassVar[bool] = False
     eval_batch: ClassVar[int] = 8

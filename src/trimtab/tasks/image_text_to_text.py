@@ -48,6 +48,7 @@ class ImageTextToText(Task):
     max_new_tokens: int = 32
 
     name: ClassVar[str] = "image-text-to-text"
+    varied: ClassVar[tuple[str, ...]] = ("image", "audio")
     auto: ClassVar[str] = "AutoModelForImageTextToText"
     columns: ClassVar[tuple[Column, ...]] = (IMAGE, _PROMPT, _ANSWER)
     by_loss: ClassVar[bool] = True

@@ -44,6 +44,8 @@ class ObjectDetection(PictureTask):
     sure: float = _SURE
 
     name: ClassVar[str] = "object-detection"
+    varied: ClassVar[tuple[str, ...]] = ("image",)
+    placed: ClassVar[bool] = True
     columns: ClassVar[tuple[Column, ...]] = (IMAGE, BOXES)
     by_token: ClassVar[bool] = True  # the loss is a mean over objects
     counts_tokens: ClassVar[bool] = False

@@ -71,6 +71,8 @@ class Pictures:
 
     def size(self, cell: Any) -> tuple[int, int]:
         """(height, width) of the picture itself."""
+        if isinstance(cell, media.Once):
+            return media.size(cell)[::-1]
         if cell not in self._sizes:
             self._sizes[cell] = media.size(cell)[::-1]
         return self._sizes[cell]
@@ -79,6 +81,8 @@ class Pictures:
         """(planes, height, width): resized bytes, or the pixels themselves."""
         if not self._plain:
             return self._made(media.image(cell))
+        if isinstance(cell, media.Once):
+            return self._resized(cell)
         return self.keep(("image", cell), lambda: self._resized(cell))
 
     def _place(self, one: np.ndarray, out: Tensor) -> None:

@@ -65,7 +65,9 @@ class Task(ABC):
     encoder whose head reads one vector an example, which can be trained on cached features.
     `by_loss`: while training, checkpoints are compared by the loss, because answers are dear.
     `by_token`: the loss is a mean over tokens, so that a batch cannot be computed in parts.
-    `dtypes` are those that the model's own operations work in.
+    `dtypes` are those that the model's own operations work in. Cells of the columns `varied` may be
+    changed a little in training, and the answer stays; not moved, if it says where things are
+    (`placed`).
     """
 
     name: ClassVar[str]
@@ -76,6 +78,8 @@ class Task(ABC):
     counts_tokens: ClassVar[bool] = True  # of `input_ids`, for the rate that a run reports
     eval_batch: ClassVar[int] = 64
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16")
+    varied: ClassVar[tuple[str, ...]] = ()
+    placed: ClassVar[bool] = False
 
     @property
     @abstractmethod

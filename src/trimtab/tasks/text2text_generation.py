@@ -49,6 +49,7 @@ class Text2TextGeneration(Task):
     beams: int = 1
 
     name: ClassVar[str] = "text2text-generation"
+    varied: ClassVar[tuple[str, ...]] = ("source",)
     columns: ClassVar[tuple[Column, ...]] = (Column("source", _SOURCE), Column("target", _TARGET))
     by_loss: ClassVar[bool] = True
     by_token: ClassVar[bool] = True

@@ -66,6 +66,7 @@ class TextClassification(Task):
     positive: str = ""
 
     name: ClassVar[str] = "text-classification"
+    varied: ClassVar[tuple[str, ...]] = ("text", "pair")
     one_vector: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -55,6 +55,7 @@ class ZeroShotImageClassification(PictureTask):
     """`size`, `mean` and `deviation` stand for the checkpoint's own preparation of pictures."""
 
     name: ClassVar[str] = "zero-shot-image-classification"
+    varied: ClassVar[tuple[str, ...]] = ("image",)
     columns: ClassVar[tuple[Column, ...]] = (IMAGE, TEXT)
     by_token: ClassVar[bool] = True  # pairs are compared with all of their batch: no parts
 

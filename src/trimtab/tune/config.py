@@ -74,6 +74,7 @@ class Config(BaseModel):
     label_column: str | None = None
     skip_bad_rows: bool = False
     clean: list[str] = []
+    augment: list[str] = []
     stream: bool = False
     train_rows: int | None = Field(None, ge=1)
     data_seed: int | None = Field(None, ge=0, lt=2**32)
@@ -82,7 +83,7 @@ class Config(BaseModel):
     digests: dict[str, str] = {}
     measured: dict[str, Any] = {}
 
-    @field_validator("report_to", "train", "target", "clean", mode="before")
+    @field_validator("report_to", "train", "target", "clean", "augment", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         """`a,b` on the command line is a list."""
@@ -90,7 +91,7 @@ class Config(BaseModel):
             return value.split(",")
         return value
 
-    @field_validator("report_to", "train", "clean", mode="before")
+    @field_validator("report_to", "train", "clean", "augment", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) and "," not in value else value

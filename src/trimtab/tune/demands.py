@@ -8,6 +8,7 @@ from trimtab.core.method import Combine, Intervention, Method, Prefix, Prompt
 from trimtab.core.training import scheduled
 from trimtab.methods.whole import Whole
 from trimtab.recipes import RECIPES
+from trimtab.tune import augmenting
 from trimtab.tune.config import Config
 
 _MISSING = {
@@ -44,6 +45,16 @@ def refuse(config: Config) -> None:
             )
 
     _refuse_recipe(config)
+    _refuse_augmentation(config)
+
+
+def _refuse_augmentation(config: Config) -> None:
+    augmenting.refuse(config.build_task(), config.augment)
+    if config.augment and config.method == "head":
+        raise InputError(
+            "--method head trains on features that are computed once, which --augment would "
+            "change each time: choose another method"
+        )
 
 
 _OF_DISTILL = {"temperature", "alpha"}

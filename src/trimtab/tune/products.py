@@ -13,8 +13,9 @@ from trimtab.core.adapter import Adapter
 from trimtab.core.errors import InputError
 from trimtab.kernels import coded
 from trimtab.tune import hardware
+from trimtab.tune.choices import loss
 from trimtab.tune.config import Config
-from trimtab.tune.session import Session, loss
+from trimtab.tune.session import Session
 
 Batch = Mapping[str, Tensor]
 _GAIN = 1.1  # how much faster a step must be

@@ -28,6 +28,7 @@ from trimtab.kernels.rowwise import rowwise
 from trimtab.methods.whole import Whole
 from trimtab.tasks.task import Encoded, Outputs
 from trimtab.tune import (
+    augmenting,
     combining,
     demands,
     features,
@@ -39,18 +40,15 @@ from trimtab.tune import (
     starting,
     teacher,
 )
+from trimtab.tune.choices import choose_attention, choose_replicas, choose_workers, loss
 from trimtab.tune.config import Config
 from trimtab.tune.folder import Run
 from trimtab.tune.phases import Phases
 from trimtab.tune.session import (
     Session,
     check_digest,
-    choose_attention,
-    choose_replicas,
-    choose_workers,
     digest,
     fewer,
-    loss,
     narrow,
     note_truncation,
     open_session,
@@ -159,8 +157,19 @@ def _prepare(run: Run, config: Config, phases: Phases) -> Work:
     }
     for split, one in encoded.items():
         note_truncation(session, split, one)
+    if config.augment:
+        _augment(session, splits.train, encoded["train"])
     narrow(session, encoded["train"])
     return Work(run, session, splits, encoded, {})
+
+
+def _augment(session: Session, rows: Any, encoded: Encoded) -> None:
+    names = ", ".join(session.config.augment)
+    session.augmented = augmenting.Augmented(session, rows, encoded.examples, encoded.order)
+    session.notes.append(
+        f"train is changed anew in each epoch: {names}, each in one example in two. What is "
+        "measured, and the head that is trained alone, know the examples as they are"
+    )
 
 
 def _refuse_target(session: Session) -> None:

@@ -5,34 +5,27 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.core import registry
 from trimtab.core.errors import InputError
-from trimtab.core.training import penalty
 from trimtab.data import Splits, load
 from trimtab.data.columns import BESIDE
-from trimtab.data.kinds import KINDS
 from trimtab.data.rows import Ask
 from trimtab.data.streaming import Pieces, load_stream
 from trimtab.evaluate.predict import on, outputs, precision
-from trimtab.kernels import attention
 from trimtab.quant import quantise
 from trimtab.tasks import Task
 from trimtab.tasks.task import UNLIMITED, Encoded, Outputs, logits_of
-from trimtab.tune import demands, hardware, positions, replicas
+from trimtab.tune import demands, hardware, positions
 from trimtab.tune.config import Config
 from trimtab.tune.phases import QUIET, Phases
 
-_NEAR = 0.05  # of the logits: what bf16 may do to them
-_NOTICED = 0.05  # of a step: what making a batch may take of it
 _LONG = 0.05  # share of truncated texts from which a warning is due
 
 
@@ -40,7 +33,8 @@ _LONG = 0.05  # share of truncated texts from which a warning is due
 class Session:
     """Everything a run works on. `fresh` names the parameters that no checkpoint filled (a new
     head); `first` is the attention that the model has before one is chosen by measurement;
-    `probed` is the head that a finished run trained alone.
+    `probed` is the head that a finished run trained alone, `augmented` the training examples that
+    are changed anew each time, where they are.
     """
 
     config: Config
@@ -53,10 +47,17 @@ class Session:
     notes: list[str] = field(default_factory=list)
     distiller: Any = None
     probed: Any = None
+    augmented: Any = None
     phases: Phases = QUIET
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return self.task.collate(examples, self.processor)
+
+    def made(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """A batch of so many examples, as training makes it."""
+        if self.augmented is not None:
+            examples = self.augmented.__getitems__(range(len(examples)))
+        return self.collate(examples)
 
     def encode(self, rows: Any, *, labelled: bool = True, training: bool = False) -> Encoded:
         encode = self.task.encode_for_training if training else self.task.encode
@@ -126,6 +127,8 @@ def read_stream(config: Config) -> tuple[Splits, Pieces]:
         raise InputError("--stream needs --max-steps: how long the data are is not known")
     if config.clean:
         raise InputError("--clean looks at all of train at once, which --stream never has")
+    if config.augment:
+        raise InputError("--augment draws by the row's place in train, which --stream never has")
     if config.method == "head":
         raise InputError("--method head trains on features of all of train: leave out --stream")
     return load_stream(config.data, **_reading(config))
@@ -234,108 +237,6 @@ def _set_attention(model: Any, config: Config) -> None:
         hardware.take_attention(model, config.attention)
     except (ValueError, ImportError, KeyError) as error:
         raise InputError(f"--attention {config.attention}: {str(error).splitlines()[0]}") from None
-
-
-@torch.no_grad()
-def _agreeing(session: Session, names: Sequence[str], batch: Mapping[str, Any]) -> list[str]:
-    """Those under which the model gives what it gives under the first: some models hand their
-    attention what only the function that they were written with heeds."""
-    model = session.model
-    found: dict[str, list[Tensor]] = {}
-    training = model.training
-    for name in names:
-        try:
-            hardware.take_attention(model, name)
-            found[name] = _given(session.task.loss(model.eval(), batch)[1])
-        except (InputError, ValueError, RuntimeError, AttributeError, TypeError):
-            continue
-    model.train(training)
-    first = next(iter(found.values()), [])
-    agreeing = [name for name, one in found.items() if one and _close(one, first)]
-    return agreeing or [*(found or names)][:1]
-
-
-def _given(outputs: Any) -> list[Tensor]:
-    """All that a model gave: of a detector scores and boxes, of a reader starts and ends."""
-    if isinstance(outputs, Tensor):
-        return [outputs.float()]
-    named = outputs if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", {})
-    tensors = (one for name, one in sorted(named.items()) if name != "loss")
-    return [one.float() for one in tensors if isinstance(one, Tensor) and one.is_floating_point()]
-
-
-def _close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Each by itself: small boxes do not hide behind large scores."""
-    return len(found) == len(expected) and all(
-        one.shape == other.shape and bool((one - other).norm() <= _NEAR * other.norm())
-        for one, other in zip(found, expected, strict=True)
-    )
-
-
-def choose_attention(
-    session: Session, batch: Mapping[str, Tensor], step: Callable[[], object]
-) -> None:
-    """Pin the fastest implementation of attention for this model, batch and machine."""
-    if session.first is None:  # a model without a choice of attention
-        return
-    if session.config.attention != "auto":
-        if session.config.attention != session.first:
-            hardware.take_attention(session.model, session.config.attention)
-        return
-    names = ["eager"]
-    if getattr(session.model, "_supports_sdpa", False):
-        names += ["sdpa", *([attention.offer()] if hardware.device().type == "cpu" else [])]
-    names = _agreeing(session, names, batch)
-    chosen, took = hardware.choose_attention(session.model, names, step)
-    hardware.take_attention(session.model, chosen)
-    session.config.attention = chosen
-    session.config.measured = {**session.config.measured, "attention_ms": took}
-
-
-def loss(session: Session) -> replicas.Loss:
-    """The task's loss of a model on a batch with its labels, with what the laws add to it."""
-
-    def of(model: nn.Module, batch: replicas.Batch) -> Tensor:
-        device = next(model.parameters()).device
-        with precision(device, session.config.autocast):
-            return session.task.loss(model, batch)[0] + penalty(model)
-
-    return of
-
-
-def choose_replicas(session: Session, batch: Mapping[str, Tensor]) -> None:
-    """Pin how many parts of a batch are computed side by side. A teacher is asked once for all of
-    it, what a schedule changes stands in one model, and gradients of a whole base are large."""
-    config = session.config
-    if config.replicas is not None:
-        return
-    alone = (
-        config.selects
-        or config.recipe is not None
-        or demands.pruned(config)
-        or session.task.by_token
-    )
-    count, took = (1, {}) if alone else replicas.choose(session.model, batch, loss(session))
-    config.replicas = count
-    config.measured = {**config.measured, "replicas_ms": took}
-
-
-def choose_workers(
-    session: Session, examples: Sequence[Mapping[str, Any]], step: Callable[[], object]
-) -> None:
-    """Pin how many processes make batches beside training: none where that takes next to nothing
-    of a step, as it does of texts; else as many as keep up with it, and a core is left for it."""
-    config = session.config
-    if config.workers is not None:
-        return
-    config.workers = 0
-    if not any(KINDS[column.kind].slow for column in session.task.columns):
-        return
-    calls = {"batch": lambda: session.collate(examples), "step": step}
-    took = hardware.measure(calls, rounds=3)
-    if (share := took["batch"] / took["step"]) > _NOTICED:
-        config.workers = min(math.ceil(share), max(1, (os.cpu_count() or 1) - 1))
-    config.measured = {**config.measured, "workers_ms": took}
 
 
 def settle_length(session: Session, rows: Any) -> None:

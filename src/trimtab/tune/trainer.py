@@ -20,6 +20,7 @@ from trimtab.core.adapter import Adapter, carries
 from trimtab.core.errors import TrimtabError
 from trimtab.core.training import grouped, penalty
 from trimtab.store.files import read_json, read_tensors, write_json, write_tensors
+from trimtab.tune.augmenting import Augmented
 from trimtab.tune.replicas import Replicas
 
 TENSORS = "adapter.safetensors"
@@ -98,11 +99,14 @@ class LengthGroups(Sampler[int]):
     """Batches of like lengths in random order: examples sorted by length, those of one length
     shuffled, cut into batches, the batches shuffled; a last one that is not full stays last. Drawn
     anew each epoch from (seed, epoch) alone, so that a resumed run meets the same batches as one
-    that was never stopped.
+    that was never stopped. With `anew`, an example has another index in each epoch: i + epoch · n.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, *, anew: bool = False
+    ) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
+        self.anew = anew
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -121,7 +125,8 @@ class LengthGroups(Sampler[int]):
             torch.randperm(len(whole), generator=generator).tolist() if len(ordered) > rest else []
         )
         batches = [*(whole[turn] for turn in turns), ordered[last : last + rest]]
-        return iter(torch.cat(batches).tolist())
+        first = self.epoch * len(self.lengths) if self.anew else 0
+        return iter((torch.cat(batches) + first).tolist())
 
 
 class AdapterTrainer(Trainer):
@@ -208,7 +213,9 @@ class AdapterTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         data = self.train_dataset if train_dataset is None else train_dataset
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroups([example["length"] for example in data], size, self.args.seed)
+        anew = isinstance(data, Augmented)
+        lengths = [example["length"] for example in (data.examples if anew else data)]
+        return LengthGroups(lengths, size, self.args.seed, anew=anew)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"

@@ -15,10 +15,11 @@ from trimtab.core.errors import InputError
 from trimtab.evaluate.judge import judge
 from trimtab.tasks.task import Encoded
 from trimtab.tune import demands, features, hardware
+from trimtab.tune.choices import loss
 from trimtab.tune.config import Config
 from trimtab.tune.folder import Run
 from trimtab.tune.replicas import Replicas
-from trimtab.tune.session import Session, loss, read_stream
+from trimtab.tune.session import Session, read_stream
 
 _SAVES = 10  # checkpoints in a run, unless the user says otherwise
 _LOGS = 50
@@ -119,6 +120,8 @@ def _material(
         data: dict[str, Any] = {k: v.examples for k, v in encoded.items()}
         if session.config.stream:
             data["train"] = _stream(session)
+        elif session.augmented is not None:
+            data["train"] = session.augmented
         return session.model, data, session.collate
     assert cached is not None
     head = features.head_of(session.model)
