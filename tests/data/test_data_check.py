@@ -56,9 +56,10 @@ class TestFindings:
         assert found.broken == 2
         assert (test.rows, test.shared) == (8, 3)
         assert validation.made
-        assert validation.rows == 6
+        assert 6 <= validation.rows <= 7, "with both that are alike, or with none"
         assert train.rows + validation.rows == 63
-        assert train.duplicates + validation.shared == 1
+        assert train.duplicates + validation.duplicates == 1
+        assert validation.shared == 0
         assert "rare" in found.rare
         assert train.empty == (64,)
         assert found.label == "label"
@@ -162,7 +163,7 @@ class TestCommand:
     @shared
     def test_real_data(self):
         out = trimtab(DATA / "snips_intents")
-        assert re.search(r"^test, held out +1,378 ", out, re.MULTILINE)
+        assert re.search(r"^test, held out +1,394 ", out, re.MULTILINE)
 
 
 def test_names_in_the_page_are_text(write, columns):

@@ -130,7 +130,7 @@ class TestTagsOfWords:
                 "tags": datasets.List(datasets.ClassLabel(names=["O", "B-x"])),
             }
         )
-        made = {"tokens": [["a", "b"]] * 20, "tags": [[0, 1]] * 20}
+        made = {"tokens": [["a", f"b{i}"] for i in range(20)], "tags": [[0, 1]] * 20}
         datasets.Dataset.from_dict(made, features).save_to_disk(tmp_path / "saved")
         splits = load(str(tmp_path / "saved"), (WORDS, TAGS))
         assert splits.train["tags"][0] == ["O", "B-x"]

@@ -85,6 +85,19 @@ def test_every_held_out_label_is_in_train_and_no_row_is_lost(labels, seed):
     assert len(made["test"]) == len(made["validation"]) == (len(labels) + 5) // 10
 
 
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.sampled_from("abcdefghijklmnopqrstuvwxyz"), min_size=60), st.integers(0, 99))
+def test_rows_that_are_alike_stay_on_one_side(texts, seed):
+    """Else a model would be measured on what it was trained on; with whichever labels."""
+    labels = [str((i + ord(text)) % 2) for i, text in enumerate(texts)]
+    assume(len(set(texts)) >= 20)
+    rows = Rows("x", {"text": texts, "label": labels}, list(range(len(texts))))
+    made, _ = hold_out(rows, ["validation", "test"], "label", seed, ["text"])
+    sides = [set(part.columns["text"]) for part in made.values()]
+    assert sum(map(len, sides)) == len(set().union(*sides)) == len(set(texts))
+    assert sorted(n for part in made.values() for n in part.lines) == list(range(len(texts)))
+
+
 def test_too_few_rows_to_hold_any_out(write, columns):
     path = write("x.csv", "text,label\na,x\nb,y\n")
     with pytest.raises(InputError, match="2 rows, too few to hold some out for validation and te"):

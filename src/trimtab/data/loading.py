@@ -24,6 +24,7 @@ from trimtab.data.splits import (
     refuse_own_labels,
     refuse_single_label,
     shared_note,
+    telling,
     without_unseen,
 )
 from trimtab.data.table import Table, decode
@@ -107,7 +108,8 @@ def divide(
     if absent:
         if classes:
             refuse_own_labels(parts["train"], classes)
-        made, note = hold_out(parts["train"], absent, label, seed)
+        known_by = telling(parts["train"], columns)
+        made, note = hold_out(parts["train"], absent, label, seed, known_by)
         parts = {**parts, **made}
         notes.append(note)
     if classes:

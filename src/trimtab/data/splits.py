@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -41,34 +41,49 @@ class Splits:
 
 
 def hold_out(
-    rows: Rows, absent: Sequence[str], label: str | None, seed: int
+    rows: Rows, absent: Sequence[str], label: str | None, seed: int, known_by: Sequence[str] = ()
 ) -> tuple[dict[str, Rows], str]:
     """Train without a tenth for each of the `absent` splits, these splits, and a note.
 
     Strata are the classes where each row has one and each class enough rows, else all is one
     stratum. Either way the first row drawn with a label stays in train, so that no held-out label
-    is unseen.
+    is unseen. Rows that are alike in the columns `known_by` stay together, on one side.
     """
     rng = random.Random(seed)
     order = list(range(len(rows)))
     rng.shuffle(order)
+    alike = _alike_rows(rows, known_by, order)
+    order = list(alike)
     labels = rows.labels(label) if label else [()] * len(rows)
+    theirs = {i: tuple(name for j in alike[i] for name in labels[j]) for i in order}
     one_each = label is not None and rows.kind(label) in ("label", "text")
-    stratified = one_each and min(Counter(labels).values()) >= ENOUGH
+    stratified = one_each and min(Counter(labels[i] for i in order).values()) >= ENOUGH
     taken: dict[str, set[int]] = {split: set() for split in absent}
     done = 0
     for stratum in _strata(order, labels, stratified):
         share = _tenth(done + len(stratum)) - _tenth(done)  # rounding evens out over the strata
-        _draw(stratum, labels, taken, share)
+        _draw(stratum, theirs, taken, share)
         done += len(stratum)
     if not all(taken.values()):
+        different = f", {len(order)} of them different" if len(order) < len(rows) else ""
         raise InputError(
-            f"{rows.where} has {len(rows)} rows, too few to hold some out for "
+            f"{rows.where} has {len(rows)} rows{different}, too few to hold some out for "
             f"{' and '.join(absent)}; give these splits as files, or more rows"
         )
+    taken = {split: {j for i in chosen for j in alike[i]} for split, chosen in taken.items()}
     parts = {split: _take(rows, chosen) for split, chosen in taken.items()}
-    parts["train"] = _take(rows, set(order).difference(*taken.values()))
+    parts["train"] = _take(rows, set(range(len(rows))).difference(*taken.values()))
     return parts, _held_out_note(rows, parts, absent, label if stratified else None, seed)
+
+
+def _alike_rows(rows: Rows, names: Sequence[str], order: Sequence[int]) -> dict[int, list[int]]:
+    """The first row of each kind in this order -> all of its kind."""
+    known = list(keys(rows, names)) if names else list(range(len(rows)))
+    first: dict[Hashable, int] = {}
+    found: dict[int, list[int]] = {}
+    for i in order:
+        found.setdefault(first.setdefault(known[i], i), []).append(i)
+    return found
 
 
 def _strata(order: list[int], labels: Names, stratified: bool) -> list[list[int]]:
@@ -85,7 +100,12 @@ def _tenth(n: int) -> int:
     return (n + 5) // 10
 
 
-def _draw(stratum: list[int], labels: Names, taken: dict[str, set[int]], share: int) -> None:
+def _draw(
+    stratum: list[int],
+    labels: Mapping[int, tuple[str, ...]],
+    taken: dict[str, set[int]],
+    share: int,
+) -> None:
     """Moves `share` rows of the stratum into each split that is made."""
     seen: set[str] = set()
     free = []
