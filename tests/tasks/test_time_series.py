@@ -270,7 +270,7 @@ def test_what_is_no_forecaster(
     with pytest.raises(InputError, match="looks at 3 series at once"):
         lookup(TASK).model(str(models / "three"), [], CONTEXT, torch.float32, dropout=False)
     for option in ({"season": 0}, {"stride": 1.5}):
-        with pytest.raises(InputError, match="is a number of steps"):
+        with pytest.raises(InputError, match="is a whole number from 1 on"):
             lookup(TASK, option)
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 import cases
 import pytest
@@ -17,16 +18,17 @@ from trimtab.tune.replicas import Replicas
 ARCHITECTURE = cases.by_name("bert")
 
 
-def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+def loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     logits = model(input_ids=batch["input_ids"]).logits
     return nn.functional.cross_entropy(logits, batch["labels"]) + trimtab.penalty(model)
 
 
-def made(method: trimtab.core.method.Method, rows: int) -> tuple[nn.Module, dict[str, Tensor]]:
+def made(method: trimtab.core.method.Method, rows: int) -> tuple[nn.Module, dict[str, Any]]:
     model = ARCHITECTURE.model().train()
     trimtab.attach(model, method)
     ids = torch.randint(5, cases.VOCAB, (rows, 7))
-    return model, {"input_ids": ids, "labels": torch.arange(rows) % model.config.num_labels}
+    labels = torch.arange(rows) % model.config.num_labels
+    return model, {"input_ids": ids, "labels": labels, "absent": None}
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:

@@ -38,7 +38,15 @@ from trimtab.tasks import models
 from trimtab.tasks.audio_classification import AUDIO, check_seconds
 from trimtab.tasks.pictures import hold_statistics, named
 from trimtab.tasks.speech import Speech, made_vocabulary, not_in
-from trimtab.tasks.task import Batch, Encoded, Outputs, Task, at_least, shortest_first
+from trimtab.tasks.task import (
+    Batch,
+    Encoded,
+    Outputs,
+    Task,
+    at_least,
+    refuse_unless_counts,
+    shortest_first,
+)
 from trimtab.tasks.tokens import IGNORED, pad
 
 if TYPE_CHECKING:
@@ -69,6 +77,7 @@ class AutomaticSpeechRecognition(Task):
 
     def __post_init__(self) -> None:
         check_seconds(self.name, self.max_seconds)
+        refuse_unless_counts(self, "max_new_tokens")
         if self.case not in ("keep", "upper", "lower"):
             raise InputError(f"{self.name}: case is keep, upper or lower, not {self.case!r}")
 

@@ -237,7 +237,8 @@ def said(model: Any, x: Tensor, times: Tensor, classes: Tensor | None) -> Tensor
     """What the network says of pictures (n, c, h, w) at their times (n,); of one that tells its
     variance, too, the mean. A transformer's norms ask for a class even where there is one only."""
     own = next(model.parameters()).dtype
-    if classes is None and model.config.get("num_embeds_ada_norm") == 1:
+    told = getattr(model, "config", {})
+    if classes is None and told.get("num_embeds_ada_norm") == 1:
         classes = torch.zeros_like(times, dtype=torch.int64)
     out: Tensor = model(x.to(own), timestep=times, class_labels=classes).sample
     return out[:, : x.shape[1]].float()

@@ -27,7 +27,7 @@ from trimtab.tasks import models
 from trimtab.tasks.audio_classification import AUDIO
 from trimtab.tasks.image_classification import IMAGE
 from trimtab.tasks.pictures import hold_statistics, named
-from trimtab.tasks.task import Batch, Encoded, Outputs, Task, shortest_first
+from trimtab.tasks.task import Batch, Encoded, Outputs, Task, refuse_unless_counts, shortest_first
 from trimtab.tasks.tokens import IGNORED, likelihoods
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ class ImageTextToText(Task):
     by_loss: ClassVar[bool] = True
     by_token: ClassVar[bool] = True
     eval_batch: ClassVar[int] = 8
+
+    def __post_init__(self) -> None:
+        refuse_unless_counts(self, "max_new_tokens")
 
     @property
     def medium(self) -> str:

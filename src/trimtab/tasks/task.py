@@ -50,6 +50,14 @@ class Encoded:
         return placed
 
 
+def refuse_unless_counts(task: Task, *names: str) -> None:
+    """Options that count something, from 1 on: else an `InputError`."""
+    for name in names:
+        given = getattr(task, name)
+        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+            raise InputError(f"{task.name}: {name} is a whole number from 1 on, not {given!r}")
+
+
 def shortest_first(examples: Sequence[Example], truncated: int = 0) -> Encoded:
     """By each example's `length`."""
     order = np.argsort([example["length"] for example in examples], kind="stable")

@@ -17,7 +17,7 @@ from trimtab.core.errors import InputError
 from trimtab.data import Column
 from trimtab.tasks import models
 from trimtab.tasks.characters import Characters, spells
-from trimtab.tasks.task import Batch, Encoded, Outputs, Task, shortest_first
+from trimtab.tasks.task import Batch, Encoded, Outputs, Task, refuse_unless_counts, shortest_first
 from trimtab.tasks.tokens import IGNORED, pad, padded, tokenise
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Text2TextGeneration(Task):
     by_token: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        refuse_unless_counts(self, "max_new_tokens", "beams")
         if self.measure not in _MEASURES:
             raise InputError(
                 f"text2text-generation: measure is one of {', '.join(_MEASURES)}, not "

@@ -21,7 +21,15 @@ from torch import Tensor
 from trimtab.core.errors import InputError
 from trimtab.data import Column
 from trimtab.tasks import models
-from trimtab.tasks.task import Batch, Encoded, Example, Outputs, Task, shortest_first
+from trimtab.tasks.task import (
+    Batch,
+    Encoded,
+    Example,
+    Outputs,
+    Task,
+    refuse_unless_counts,
+    shortest_first,
+)
 from trimtab.tasks.tokens import IGNORED, common, likelihoods, pad, padded
 
 if TYPE_CHECKING:
@@ -50,6 +58,7 @@ class TextGeneration(Task):
     eval_batch: ClassVar[int] = 16
 
     def __post_init__(self) -> None:
+        refuse_unless_counts(self, "max_new_tokens")
         if self.form not in ("text", "answer", "chat"):
             raise InputError(f"text-generation: form is text, answer or chat, not {self.form!r}")
         if self.form == "answer" and "{prompt}" not in self.template:

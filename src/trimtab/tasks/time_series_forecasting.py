@@ -33,7 +33,7 @@ from trimtab.data.table import Table
 from trimtab.evaluate.metrics import naive_scale
 from trimtab.tasks import models
 from trimtab.tasks.pictures import hold_statistics
-from trimtab.tasks.task import Batch, Encoded, Outputs, Task, shortest_first
+from trimtab.tasks.task import Batch, Encoded, Outputs, Task, refuse_unless_counts, shortest_first
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,10 +61,7 @@ class TimeSeriesForecasting(Task):
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
 
     def __post_init__(self) -> None:
-        for name in ("season", "stride"):
-            given = getattr(self, name)
-            if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-                raise InputError(f"{self.name}: {name} is a number of steps, not {given!r}")
+        refuse_unless_counts(self, "season", "stride")
 
     @property
     def given(self) -> tuple[str, ...]:

@@ -28,7 +28,15 @@ from trimtab.core.errors import InputError
 from trimtab.data import Column
 from trimtab.tasks import denoisers
 from trimtab.tasks.image_classification import IMAGE
-from trimtab.tasks.task import Batch, Encoded, Outputs, Task, at_least, shortest_first
+from trimtab.tasks.task import (
+    Batch,
+    Encoded,
+    Outputs,
+    Task,
+    at_least,
+    refuse_unless_counts,
+    shortest_first,
+)
 from trimtab.tasks.text_classification import numbers_first
 
 if TYPE_CHECKING:
@@ -54,10 +62,7 @@ class UnconditionalImageGeneration(Task):
     eval_batch: ClassVar[int] = 32
 
     def __post_init__(self) -> None:
-        for name in ("steps", "levels"):
-            given = getattr(self, name)
-            if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-                raise InputError(f"{self.name}: {name} is a whole number from 1 on, not {given!r}")
+        refuse_unless_counts(self, "steps", "levels")
 
     @property
     def given(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trimtab.tune import hardware
 
-Batch = Mapping[str, Tensor]
+Batch = Mapping[str, Any]  # tensors, or None for what there is none of
 Loss = Callable[[nn.Module, Batch], Tensor]
 _LEAST = 4  # examples in a part
 
@@ -83,7 +83,11 @@ def _sharing(model: nn.Module) -> nn.Module:
 
 
 def _parts(batch: Batch, count: int) -> Iterator[dict[str, Tensor]]:
-    split = {name: tensor.tensor_split(count) for name, tensor in batch.items()}
+    """What a batch does not have, a part does not have."""
+    split = {
+        name: [None] * count if tensor is None else tensor.tensor_split(count)
+        for name, tensor in batch.items()
+    }
     return ({name: parts[index] for name, parts in split.items()} for index in range(count))
 
 
