@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data on 
     [
         ("rotten_tomatoes", (8530, 1066, 1066), 2),
         ("subjectivity", (8000, 1000, 1000), 2),
-        ("snips_intents", (13784 - 1394, 700, 1394), 7),
+        ("snips_intents", (13784 - 1378, 700, 1378), 7),
         ("banking77", (10003 - 1000, 1000, 3080), 77),
     ],
 )

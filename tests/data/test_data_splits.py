@@ -98,6 +98,27 @@ def test_rows_that_are_alike_stay_on_one_side(texts, seed):
     assert sorted(n for part in made.values() for n in part.lines) == list(range(len(texts)))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_there_often_is_held_out_no_more_often(seed):
+    """20 texts of 20 copies each, and 600 that are there once."""
+    texts = [f"often {i % 20}" for i in range(400)] + [f"once {i}" for i in range(600)]
+    rows = Rows("x", {"text": texts, "label": ["a", "b"] * 500}, list(range(1000)))
+    made, _ = hold_out(rows, ["validation", "test"], None, seed, ["text"])
+    for split in ("validation", "test"):
+        assert 80 <= len(made[split]) <= 100
+        assert sum("often" in text for text in made[split].columns["text"]) <= 80
+    assert len(made["train"]) >= 800
+
+
+def test_references_of_one_source_are_not_parted(write):
+    from trimtab.tasks import lookup
+
+    told = [{"source": f"facts {i % 30}", "target": f"sentence {i}"} for i in range(240)]
+    splits = load(str(write("x.jsonl", told)), lookup("text2text-generation", {}).columns)
+    sources = [set(getattr(splits, split)["source"]) for split in ("train", "validation", "test")]
+    assert sum(map(len, sources)) == 30
+
+
 def test_too_few_rows_to_hold_any_out(write, columns):
     path = write("x.csv", "text,label\na,x\nb,y\n")
     with pytest.raises(InputError, match="2 rows, too few to hold some out for validation and te"):

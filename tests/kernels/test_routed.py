@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import trimtab
 from trimtab.core import call, kernel
+from trimtab.core.delta import Delta
 from trimtab.kernels import cpu, routed
 
 RANKS = {"a": 2, "b": 5, "c": 3}
@@ -305,3 +306,38 @@ def test_one_alone_and_many_mixed_keep_a_stack_each(
         with trimtab.given(model, route=["a", "b"]):
             model(x)
     assert len(made) == 2
+
+
+@torch.no_grad()
+def test_a_stack_follows_methods_and_memory_that_is_taken_again() -> None:
+    model, x = nn.Sequential(nn.Linear(20, 40)).bfloat16(), torch.randn(64, 20).bfloat16()
+    adapter = trimtab.attach(model, trimtab.LoRA(rank=8, alpha=16), "0")
+    cases.perturb(adapter, by=0.3)
+    model.requires_grad_(False)
+
+    def check() -> Tensor:
+        y = model(x)
+        with trimtab.kernels.disabled():
+            expected = model(x).float()
+        assert (y.float() - expected).norm() <= 0.02 * expected.norm()
+        return y
+
+    before = check()
+    (delta,) = (module for module in model.modules() if isinstance(module, Delta))
+    delta.become(trimtab.LoRA(rank=8, alpha=32))
+    assert not torch.equal(check(), before)
+    for _ in range(20):
+        for _ in range(2):
+            for factor in delta.parameters():
+                factor.data = factor.data * -1.2
+        check()
+
+
+def test_factors_of_inference_mode_are_not_kept() -> None:
+    with torch.inference_mode():
+        model, x = nn.Sequential(nn.Linear(20, 40)).bfloat16(), torch.randn(64, 20).bfloat16()
+        cases.perturb(trimtab.attach(model, trimtab.LoRA(rank=8), "0"), by=0.3)
+        model.requires_grad_(False)
+        y = model(x)
+        with trimtab.kernels.disabled():
+            torch.testing.assert_close(y, model(x), rtol=0.1, atol=0.1)

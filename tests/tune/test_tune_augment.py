@@ -85,8 +85,10 @@ def test_a_changed_cell_is_one_of_its_kind(name: str) -> None:
 WRONG = {
     "text-classification": ("pitch", "trains on no audio that could be changed; there are typos"),
     "image-classification": ("crops", "no such change; nearest: 'crop'"),
-    "object-detection": ("flip", "places in the picture.*; there are colour, blur, grain"),
-    "image-segmentation": ("rotation", "places in the picture"),
+    "object-detection": ("flip", "places or an order.*; there are colour, blur, grain"),
+    "image-segmentation": ("rotation", "places or an order"),
+    "automatic-speech-recognition": ("shift", "places or an order.*; there are hiss, gain, pitch"),
+    "sentence-similarity": ("typos", "trains on no text"),
     "tabular-classification": ("typos", "trains on no text.*there is none for it"),
 }
 
@@ -156,6 +158,28 @@ def test_a_run_meets_new_changes_in_each_epoch(
     assert sum(first[str(i)] != second[str(i + n)] for i in range(n)) > n / 2
     assert len({tuple(one) for one in held}) == 1
     assert any("changed anew in each epoch: typos, case, words" in one for one in metrics["notes"])
+
+
+def test_weights_are_those_of_all_rows(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of the batch that is encoded anew."""
+    made = augmenting.Augmented.__getitems__
+    seen: set[float] = set()
+
+    def followed(self: augmenting.Augmented, indices: Any) -> list[Any]:
+        found = made(self, indices)
+        seen.update(float(example["weights"]) for example in found)
+        return found
+
+    monkeypatch.setattr(augmenting.Augmented, "__getitems__", followed)
+    data = tmp_path / "uneven.csv"
+    told = [("My cat slept", "home"), *[("The bank raised interest", "money")] * 3]
+    rows = [f"{text} for {n} hours,{label}" for n in range(20) for text, label in told]
+    data.write_text("text,label\n" + "\n".join(dict.fromkeys(rows)) + "\nIt purred,home\n")
+    uneven = {"data": str(data), "task_arg": {"weights": "balanced"}, "augment": "case"}
+    tune(settings(tmp_path / "run", **uneven, max_steps=4, workers=0), quiet=True)
+    assert len(seen) <= 2
 
 
 def test_a_run_that_goes_on_meets_the_same_changes(settings: Settings, tmp_path: Path) -> None:

@@ -88,9 +88,8 @@ def compare(
     for key in ("task_arg", "tune_arg"):
         if key in given:
             given[key] = dict(assignment(one, key) for one in given[key])
-    if "column" in given:  # a field of every run
-        columns = dict(assignment(one, "column") for one in given.pop("column"))
-        given["tune_arg"] = {**given.get("tune_arg", {}), "columns": columns}
+    if "column" in given:
+        given["columns"] = dict(assignment(one, "column") for one in given.pop("column"))
     if "method_arg" in given:
         given["method_arg"] = _by_method(given["method_arg"])
     from trimtab.compare.campaign import compare as run

@@ -67,7 +67,7 @@ def check(
     from trimtab.tune.session import faults
 
     options = dict(assignment(one, "task_arg") for one in task_arg or ())
-    names = {key: str(value) for key, value in (assignment(c, "column") for c in columns or ())}
+    names = dict(assignment(one, "column") for one in columns or ())
     for key, name in (("text", text_column), ("label", label_column)):
         names |= {} if name is None else {key: name}
     asked = lookup(task, options)

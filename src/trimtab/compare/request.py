@@ -19,7 +19,7 @@ ALWAYS = ("full", "layers", "head")
 """What every comparison is against: all of the base, its last blocks, its head alone."""
 
 _OF_COMPARE = {"out", "model", "data", "task", "method", "lr", "max_steps", "epochs", "seed",
-               "train_rows", "data_seed"}  # fmt: skip
+               "train_rows", "data_seed", "columns"}  # fmt: skip
 """Fields of a run that the comparison itself decides."""
 _UNBOUND = ("watts", "intensity", "margin")  # they change what is told, and nothing that is run
 
@@ -39,6 +39,7 @@ class Request(BaseModel):
     out: str
     task: str = "text-classification"
     task_arg: dict[str, Any] = {}
+    columns: dict[str, str] = {}
     methods: list[str] = ["lora", "bitfit"]
     method_arg: dict[str, Any] = {}
     steps: int = Field(200, ge=1)
@@ -95,6 +96,7 @@ class Request(BaseModel):
             "data": self.data,
             "task": self.task,
             "task_arg": self.task_arg,
+            "columns": self.columns,
             "method": method,
             "max_steps": self.steps,
             "patience": None,  # a budget of steps is spent
@@ -106,6 +108,8 @@ class Request(BaseModel):
             **self.tune_arg,
             **own,
         }
+        if method == "head":
+            fields.pop("augment", None)  # its features are computed once
         return {**fields, **({"method_arg": arguments} if arguments else {})}
 
     def save(self) -> None:
@@ -143,6 +147,7 @@ def open_request(values: Mapping[str, Any]) -> Request:
         wanted, there = getattr(asked, key), getattr(saved, key)
         if key not in ("out", *_UNBOUND) and wanted != there:
             flag = "model" if key == "models" and "model" in values else key.replace("_", "-")
+            flag = "column" if key == "columns" else flag
             raise InputError(
                 f"--{flag} {_told(wanted)} contradicts the comparison in {out}, "
                 f"which has {_told(there)}: leave it out, or choose another --out"

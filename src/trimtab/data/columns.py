@@ -25,13 +25,14 @@ class Column:
     goes by in files, in order of preference. A column that is not `required` may be absent, and
     its cells may be empty. What each kind holds is told in `trimtab.data.cells`, `media`,
     `regions`, `molecules` and `clouds`. A `label` names a class: splits are made in equal shares of
-    each.
+    each. Rows that differ in an `answer` alone are never parted.
     """
 
     name: str
     aliases: tuple[str, ...]
     required: bool = True
     kind: KindName = "text"
+    answer: bool = False
 
     def flag(self, found: str) -> str:
         """What tells the command line that this column is the one called `found`."""

@@ -19,12 +19,12 @@ from trimtab.data.sources import SPLITS, missing, read_source
 from trimtab.data.splits import (
     Splits,
     as_dataset,
+    asked,
     hold_out,
     rare_notes,
     refuse_own_labels,
     refuse_single_label,
     shared_note,
-    telling,
     without_unseen,
 )
 from trimtab.data.table import Table, decode
@@ -108,7 +108,7 @@ def divide(
     if absent:
         if classes:
             refuse_own_labels(parts["train"], classes)
-        known_by = telling(parts["train"], columns)
+        known_by = asked(parts["train"], columns)
         made, note = hold_out(parts["train"], absent, label, seed, known_by)
         parts = {**parts, **made}
         notes.append(note)

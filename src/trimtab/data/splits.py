@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -52,8 +53,8 @@ def hold_out(
     rng = random.Random(seed)
     order = list(range(len(rows)))
     rng.shuffle(order)
-    alike = _alike_rows(rows, known_by, order)
-    order = list(alike)
+    alike = _alike_rows(rows, known_by)
+    order = [i for i in order if i in alike]
     labels = rows.labels(label) if label else [()] * len(rows)
     theirs = {i: tuple(name for j in alike[i] for name in labels[j]) for i in order}
     one_each = label is not None and rows.kind(label) in ("label", "text")
@@ -61,9 +62,10 @@ def hold_out(
     taken: dict[str, set[int]] = {split: set() for split in absent}
     done = 0
     for stratum in _strata(order, labels, stratified):
-        share = _tenth(done + len(stratum)) - _tenth(done)  # rounding evens out over the strata
-        _draw(stratum, theirs, taken, share)
-        done += len(stratum)
+        count = sum(len(alike[i]) for i in stratum)
+        share = _tenth(done + count) - _tenth(done)  # rounding evens out over the strata
+        _draw(stratum, theirs, alike, taken, share)
+        done += count
     if not all(taken.values()):
         different = f", {len(order)} of them different" if len(order) < len(rows) else ""
         raise InputError(
@@ -76,13 +78,14 @@ def hold_out(
     return parts, _held_out_note(rows, parts, absent, label if stratified else None, seed)
 
 
-def _alike_rows(rows: Rows, names: Sequence[str], order: Sequence[int]) -> dict[int, list[int]]:
-    """The first row of each kind in this order -> all of its kind."""
-    known = list(keys(rows, names)) if names else list(range(len(rows)))
+def _alike_rows(rows: Rows, names: Sequence[str]) -> dict[int, list[int]]:
+    """The first row of each kind -> all of its kind. Rows with nothing there are of no kind."""
     first: dict[Hashable, int] = {}
     found: dict[int, list[int]] = {}
-    for i in order:
-        found.setdefault(first.setdefault(known[i], i), []).append(i)
+    known = keys(rows, names) if names else itertools.repeat((), len(rows))
+    for i, key in enumerate(known):
+        kind: Hashable = key if isinstance(key, tuple) and any(key) else i
+        found.setdefault(first.setdefault(kind, i), []).append(i)
     return found
 
 
@@ -103,18 +106,25 @@ def _tenth(n: int) -> int:
 def _draw(
     stratum: list[int],
     labels: Mapping[int, tuple[str, ...]],
+    alike: Mapping[int, list[int]],
     taken: dict[str, set[int]],
     share: int,
 ) -> None:
-    """Moves `share` rows of the stratum into each split that is made."""
+    """Moves `share` rows of the stratum into each split that is made, or fewer, where those that
+    are alike do not fit in."""
     seen: set[str] = set()
     free = []
     for i in stratum:
         if seen.issuperset(labels[i]):
             free.append(i)
         seen.update(labels[i])
-    for n, chosen in enumerate(taken.values()):
-        chosen.update(free[n * share : (n + 1) * share])
+    for chosen in taken.values():
+        room, left = share, []
+        for i in free:
+            fits = len(alike[i]) <= room
+            room -= len(alike[i]) if fits else 0
+            (chosen.add if fits else left.append)(i)
+        free = left
 
 
 def _take(rows: Rows, chosen: set[int]) -> Rows:
@@ -192,6 +202,11 @@ def shared_note(split: str, part: Rows, train: Rows, columns: Sequence[Column]) 
         f"{n:,} of the {len(part):,} rows of {split} {'has' if n == 1 else 'have'} the same "
         f"{' and '.join(names)} as a row of train, so its scores flatter.",
     )
+
+
+def asked(rows: Rows, columns: Sequence[Column]) -> list[str]:
+    """Those of them that are no answers: by which rows are held out together."""
+    return telling(rows, [column for column in columns if not column.answer])
 
 
 def telling(rows: Rows, columns: Sequence[Column]) -> list[str]:

@@ -4,7 +4,8 @@ where nothing trains in one compiled pass; a single adapter takes that pass too.
     y_n = x_n Wᵀ + b + (x_n A_kᵀ) (s_k B_k)ᵀ,   k = the adapter of example n
 
 The factors of the adapters in the batch are stacked, ranks filled up with zeros. A site keeps the
-last stack of frozen factors, as long as it holds the same ones. Of factors that train none is kept:
+last stack of frozen factors, as long as it holds the same ones, as far as torch knows: not where
+they are written into through `A.data.copy_`. Of factors that train none is kept:
 a step may write into them and leave their version as it was, as torch's fused optimizers do.
 """
 
@@ -32,10 +33,12 @@ _PAGE, _WAYS = 2048, 8  # numbers whose distance shares a cache's set, and how m
 
 
 class Stack:
-    """Factors of several adapters, scaled: A (k, r, in) and B (k, out, r)."""
+    """Factors of several adapters, scaled: A (k, r, in) and B (k, out, r). `of` are the tensors
+    that it was made of, whose memory nothing else takes while it is kept."""
 
     def __init__(self, A: Tensor, B: Tensor) -> None:
         self.A, self.B = A, B
+        self.of: Sequence[Tensor] = ()
 
     @functools.cached_property
     def pairs(self) -> Tensor:
@@ -105,12 +108,13 @@ def _stacked(kept: Kept, deltas: Deltas, module: nn.Module, dtype: torch.dtype) 
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return _stack(deltas, dtype)
     tensors = _held(deltas)
-    if any(tensor.requires_grad for tensor in tensors):
+    if any(tensor.requires_grad or tensor.is_inference() for tensor in tensors):
         kept.pop(module, None)
         return _stack(deltas, dtype)
     token, found = (dtype, _steps, *_state(deltas, tensors)), kept.get(module)
     if found is None or found[0] != token:
         found = kept[module] = token, _stack(deltas, dtype)
+        found[1].of = [tensor.detach() for tensor in tensors]
     return found[1]
 
 
@@ -127,6 +131,7 @@ def _state(deltas: Deltas, tensors: Sequence[Tensor]) -> tuple[object, ...]:
     delta may come to lie where one was."""
     return (
         [None if delta is None else weakref.ref(delta) for delta in deltas],
+        [None if delta is None else delta.method for delta in deltas],
         list(map(id, tensors)),
         [t._version for t in tensors],
         list(map(Tensor.data_ptr, tensors)),

@@ -69,7 +69,8 @@ class AutomaticSpeechRecognition(Task):
 
     name: ClassVar[str] = "automatic-speech-recognition"
     varied: ClassVar[tuple[str, ...]] = ("audio",)
-    columns: ClassVar[tuple[Column, ...]] = (AUDIO, Column("text", _TEXT))
+    placed: ClassVar[bool] = True
+    columns: ClassVar[tuple[Column, ...]] = (AUDIO, Column("text", _TEXT, answer=True))
     by_loss: ClassVar[bool] = True
     by_token: ClassVar[bool] = True
     counts_tokens: ClassVar[bool] = False

@@ -42,7 +42,6 @@ class ImageFeatureExtraction(PictureTask):
     temperature: float = 0.07
 
     name: ClassVar[str] = "image-feature-extraction"
-    varied: ClassVar[tuple[str, ...]] = ("image",)
     columns: ClassVar[tuple[Column, ...]] = (IMAGE, LABEL)
     counts_tokens: ClassVar[bool] = False
     by_token: ClassVar[bool] = True  # pictures are compared with all of their batch: no parts

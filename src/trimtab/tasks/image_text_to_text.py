@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _PROMPT = Column("prompt", ("question", "instruction", "query"), required=False)
-_ANSWER = Column("answer", ("text", "caption", "transcript", "response", "label"))
+_ANSWER = Column("answer", ("text", "caption", "transcript", "response", "label"), answer=True)
 _OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
@@ -240,4 +240,5 @@ class AudioTextToText(ImageTextToText):
 
     name: ClassVar[str] = "audio-text-to-text"
     auto: ClassVar[str] = "AutoModelForMultimodalLM"
+    placed: ClassVar[bool] = True
     columns: ClassVar[tuple[Column, ...]] = (AUDIO, _PROMPT, _ANSWER)

@@ -65,7 +65,6 @@ class SentenceSimilarity(Task):
     temperature: float = 0.05
 
     name: ClassVar[str] = "sentence-similarity"
-    varied: ClassVar[tuple[str, ...]] = ("text", "anchor", "positive")
     by_token: ClassVar[bool] = True  # pairs are compared with all of their batch: no parts
 
     def __post_init__(self) -> None:

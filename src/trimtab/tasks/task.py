@@ -74,8 +74,8 @@ class Task(ABC):
     `by_loss`: while training, checkpoints are compared by the loss, because answers are dear.
     `by_token`: the loss is a mean over tokens, so that a batch cannot be computed in parts.
     `dtypes` are those that the model's own operations work in. Cells of the columns `varied` may be
-    changed a little in training, and the answer stays; not moved, if it says where things are
-    (`placed`).
+    changed a little in training, and the answer stays; not moved, if it says where things are or
+    follows their order (`placed`).
     """
 
     name: ClassVar[str]

@@ -50,7 +50,10 @@ class Text2TextGeneration(Task):
 
     name: ClassVar[str] = "text2text-generation"
     varied: ClassVar[tuple[str, ...]] = ("source",)
-    columns: ClassVar[tuple[Column, ...]] = (Column("source", _SOURCE), Column("target", _TARGET))
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("source", _SOURCE),
+        Column("target", _TARGET, answer=True),
+    )
     by_loss: ClassVar[bool] = True
     by_token: ClassVar[bool] = True
 

@@ -74,7 +74,7 @@ class TextGeneration(Task):
         if self.form == "chat":
             return (Column("messages", ("conversations", "chat"), kind="messages"),)
         if self.form == "answer":
-            return Column("prompt", _PROMPT), Column("answer", _ANSWER)
+            return Column("prompt", _PROMPT), Column("answer", _ANSWER, answer=True)
         return (Column("text", ("content", "code", "document", "story")),)
 
     @property

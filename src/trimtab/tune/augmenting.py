@@ -13,8 +13,8 @@
     hiss       white noise, 10 to 40 dB below the recording
     gain       6 dB softer to 6 dB louder
     pitch      two semitones down to two up
-    tempo      a tenth slower to a tenth faster
-    shift      in time, by up to a tenth, around the end
+    tempo      a tenth slower to a tenth faster; moves
+    shift      in time, by up to a tenth, around the end; moves
 
 Pictures are changed by Kornia, recordings by audiomentations, texts as the probe of robustness
 changes them (`evaluate.perturb`). Each change befalls one example in two. What is drawn follows
@@ -53,7 +53,8 @@ _WORD = re.compile(r"\S+\s*")
 
 @dataclass(frozen=True)
 class Change:
-    """Of cells of one `kind`; `moves`: what a picture shows comes to lie elsewhere in it."""
+    """Of cells of one `kind`; `moves`: what a picture shows, or a recording tells, comes to lie
+    elsewhere in it."""
 
     kind: str
     of: Callable[[Any, random.Random], Any]
@@ -124,7 +125,7 @@ def _drawn(seed: int) -> Iterator[None]:
         try:
             random.seed(seed)
             np.random.seed(seed)
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # not those of accelerators
             yield
         finally:
             random.setstate(python)
@@ -149,11 +150,11 @@ def _of_pictures(name: str, moves: bool = False, **arguments: Any) -> Change:
     return Change("image", functools.partial(_picture, name, arguments), moves)
 
 
-def _of_recordings(name: str, **arguments: Any) -> Change:
-    return Change("audio", functools.partial(_recording, name, arguments))
+def _of_recordings(name: str, moves: bool = False, **arguments: Any) -> Change:
+    return Change("audio", functools.partial(_recording, name, arguments), moves)
 
 
-_SLOWER = {"leave_length_unchanged": False}  # what is cut off would still be in the transcript
+_SLOWER = {"leave_length_unchanged": False}  # nothing is cut off
 CHANGES: Mapping[str, Change] = {
     "typos": Change("text", _typos),
     "case": Change("text", _case),
@@ -168,8 +169,8 @@ CHANGES: Mapping[str, Change] = {
     "hiss": _of_recordings("AddGaussianSNR", min_snr_db=10.0, max_snr_db=40.0),
     "gain": _of_recordings("Gain", min_gain_db=-6.0, max_gain_db=6.0),
     "pitch": _of_recordings("PitchShift", min_semitones=-2.0, max_semitones=2.0),
-    "tempo": _of_recordings("TimeStretch", min_rate=0.9, max_rate=1.1, **_SLOWER),
-    "shift": _of_recordings("Shift", min_shift=-0.1, max_shift=0.1),
+    "tempo": _of_recordings("TimeStretch", moves=True, min_rate=0.9, max_rate=1.1, **_SLOWER),
+    "shift": _of_recordings("Shift", moves=True, min_shift=-0.1, max_shift=0.1),
 }
 
 
@@ -195,7 +196,7 @@ def refuse(task: Task, wanted: Sequence[str]) -> None:
             continue
         told = f"--augment {name}: {task.name} "
         if change.kind in held:
-            told += "has answers that are places in the picture, which this would move"
+            told += "has answers that follow places or an order, which this would move"
         else:
             told += f"trains on no {change.kind} that could be changed"
         known = f"there are {', '.join(fitting)}" if fitting else "there is none for it"
@@ -242,7 +243,15 @@ class Augmented(Dataset):
                 key: media.Once(cell) if isinstance(cell, bytes) else cell
                 for key, cell in example.items()
             }
+        for example, (_, i) in zip(found, drawn, strict=True):
+            plain = self.examples[i]  # weights are of all rows, not of these
+            example.update({key: plain[key] for key in ("labels", "weights") if key in plain})
         return found
+
+    def like(self, examples: Sequence[Any]) -> list[Any]:
+        """These of its examples, changed."""
+        known = {id(example): i for i, example in enumerate(self.examples)}
+        return self.__getitems__([known[id(example)] for example in examples])
 
 
 def altered(rows: Any, task: Task, wanted: Sequence[str], seeds: Sequence[str]) -> Any:

@@ -78,7 +78,9 @@ def _same_search(folder: Path, config: Config, request: Request) -> None:
     asked = {**fields, "budget": request.budget.text, "estimator": request.estimator,
              "examples": request.examples, "most": request.most}  # fmt: skip
     path = folder / _ASKED
-    there = read_json(path) if path.exists() else asked
+    own = Config(**{name: fields[name] for name in ("model", "data")}, out=config.out)
+    before = own.model_dump(exclude={"method", "out"}, mode="json")  # fields that came since
+    there = {**before, **read_json(path)} if path.exists() else asked
     for key, value in asked.items():
         if there.get(key) != value:
             raise InputError(

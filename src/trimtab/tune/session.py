@@ -54,10 +54,8 @@ class Session:
         return self.task.collate(examples, self.processor)
 
     def made(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """A batch of so many examples, as training makes it."""
-        if self.augmented is not None:
-            examples = self.augmented.__getitems__(range(len(examples)))
-        return self.collate(examples)
+        """A batch of these examples, as training makes it."""
+        return self.collate(self.augmented.like(examples) if self.augmented else examples)
 
     def encode(self, rows: Any, *, labelled: bool = True, training: bool = False) -> Encoded:
         encode = self.task.encode_for_training if training else self.task.encode
