@@ -110,6 +110,16 @@ def test_what_is_there_often_is_held_out_no_more_often(seed):
     assert len(made["train"]) >= 800
 
 
+@pytest.mark.parametrize("different", [1, 3, 5])
+def test_too_few_different_rows_are_held_out_row_by_row_and_the_note_says_so(different):
+    texts = [f"text {i % different}" for i in range(30)]
+    rows = Rows("x", {"text": texts, "label": ["a", "b"] * 15}, list(range(30)))
+    made, note = hold_out(rows, ["validation", "test"], "label", 0, ["text"])
+    assert len(made["validation"]) == len(made["test"]) == 3
+    assert "Too few of them are different" in note
+    assert "Too few" not in hold_out(rows, ["validation", "test"], "label", 0)[1]
+
+
 def test_references_of_one_source_are_not_parted(write):
     from trimtab.tasks import lookup
 

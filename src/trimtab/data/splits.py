@@ -48,12 +48,31 @@ def hold_out(
 
     Strata are the classes where each row has one and each class enough rows, else all is one
     stratum. Either way the first row drawn with a label stays in train, so that no held-out label
-    is unseen. Rows that are alike in the columns `known_by` stay together, on one side.
+    is unseen. Rows that are alike in the columns `known_by` stay together, on one side, unless too
+    few of them are different: then the note says that they are not.
     """
+    apart = _drawn(rows, _alike_rows(rows, known_by), absent, label, seed)
+    drawn = apart or _drawn(rows, _alike_rows(rows, ()), absent, label, seed)
+    if drawn is None:
+        raise InputError(
+            f"{rows.where} has {len(rows)} rows, too few to hold some out for "
+            f"{' and '.join(absent)}; give these splits as files, or more rows"
+        )
+    taken, stratified = drawn
+    parts = {split: _take(rows, chosen) for split, chosen in taken.items()}
+    parts["train"] = _take(rows, set(range(len(rows))).difference(*taken.values()))
+    note = _held_out_note(rows, parts, absent, label if stratified else None, seed)
+    few = " Too few of them are different to keep rows that are alike on one side."
+    return parts, note if apart else note + few
+
+
+def _drawn(
+    rows: Rows, alike: Mapping[int, list[int]], absent: Sequence[str], label: str | None, seed: int
+) -> tuple[dict[str, set[int]], bool] | None:
+    """Split -> its rows, and whether each class gives its share; None where a split stays empty."""
     rng = random.Random(seed)
     order = list(range(len(rows)))
     rng.shuffle(order)
-    alike = _alike_rows(rows, known_by)
     order = [i for i in order if i in alike]
     labels = rows.labels(label) if label else [()] * len(rows)
     theirs = {i: tuple(name for j in alike[i] for name in labels[j]) for i in order}
@@ -67,15 +86,8 @@ def hold_out(
         _draw(stratum, theirs, alike, taken, share)
         done += count
     if not all(taken.values()):
-        different = f", {len(order)} of them different" if len(order) < len(rows) else ""
-        raise InputError(
-            f"{rows.where} has {len(rows)} rows{different}, too few to hold some out for "
-            f"{' and '.join(absent)}; give these splits as files, or more rows"
-        )
-    taken = {split: {j for i in chosen for j in alike[i]} for split, chosen in taken.items()}
-    parts = {split: _take(rows, chosen) for split, chosen in taken.items()}
-    parts["train"] = _take(rows, set(range(len(rows))).difference(*taken.values()))
-    return parts, _held_out_note(rows, parts, absent, label if stratified else None, seed)
+        return None
+    return {name: {j for i in some for j in alike[i]} for name, some in taken.items()}, stratified
 
 
 def _alike_rows(rows: Rows, names: Sequence[str]) -> dict[int, list[int]]:
