@@ -1,4 +1,4 @@
-"""The parts of the documents that a script writes: figures, the table of methods, the file tree.
+"""The parts of the documents that a script writes: figures, the table of methods, the modules.
 
 python docs/generate.py            # write them
 python docs/generate.py --check    # say whether they are true; exit code 1 if not
@@ -27,6 +27,7 @@ def main() -> None:
     pages = ROOT / "docs" / "methods"
     wanted = {
         ROOT / "README.md": readme((ROOT / "README.md").read_text(encoding="utf8")),
+        ROOT / "docs" / "modules.md": modules(),
         ROOT / "docs" / "methods.md": methods(found, measured),
         ROOT / "docs" / "conformance.md": conformance(),
         **{pages / f"{n}.md": page(n, row, measured.get(n)) for n, row in found.items()},
@@ -88,17 +89,26 @@ def speed() -> str:
 
 
 def tree() -> str:
-    """Every module with the first line of its docstring."""
-    lines = ["```"]
+    """Every package with the first sentence of its docstring."""
+    folders = {f"{path.parent.name}/": path for path in sorted(PACKAGE.glob("*/__init__.py"))}
+    return listing(folders)
+
+
+def modules() -> str:
+    """Every module with the first sentence of its docstring, package by package."""
+    parts = ["# Modules", "", "A line on each, from its docstring; a script writes this page."]
     for folder in [PACKAGE, *sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))]:
+        files = {path.name: path for path in sorted(folder.glob("*.py"))}
         if folder != PACKAGE:
-            lines.append(f"{folder.name}/")
-        indent = "" if folder == PACKAGE else "  "
-        for path in sorted(folder.glob("*.py")):
-            told = first_line(path)
-            if told and (path.name != "__init__.py" or folder == PACKAGE):
-                lines.append(f"{indent}{path.name:<{26 - len(indent)}}{told}")
-    return "\n".join([*lines, "```"])
+            parts += ["", f"## {folder.name}"]
+            parts += ["", f"{first_line(files.pop('__init__.py'))}."]
+        parts += ["", listing({name: path for name, path in files.items() if first_line(path)})]
+    return "\n".join([*parts, ""])
+
+
+def listing(told: dict[str, Path]) -> str:
+    width = 2 + max(map(len, told))
+    return "\n".join(["```", *(f"{k:<{width}}{first_line(v)}" for k, v in told.items()), "```"])
 
 
 def first_line(path: Path) -> str:
@@ -106,7 +116,7 @@ def first_line(path: Path) -> str:
     told = ast.get_docstring(ast.parse(path.read_text(encoding="utf8"))) or ""
     paragraph = " ".join(told.split("\n\n")[0].split())
     sentence = re.split(r"\.(?:\s|$)", paragraph)[0]
-    return sentence if len(sentence) <= 88 else sentence[:87].rstrip(" ,") + "…"
+    return sentence if len(sentence) <= 100 else sentence[:99].rstrip(" ,") + "…"
 
 
 def methods(found: dict[str, dict[str, Any]], measured: dict[str, dict[str, Any]]) -> str:

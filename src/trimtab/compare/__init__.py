@@ -1,0 +1,1 @@
+"""Was it worth it: methods, bases and few-shot examples beside each other. See docs/compare.md."""
