@@ -59,7 +59,7 @@ def cmudict(source: Path, out: Path) -> None:
             _lines(source / f"{split}.tsv"), delimiter="\t", quoting=csv.QUOTE_NONE
         )
         pairs = ({"source": row["word"], "target": row["phonemes"]} for row in rows)
-        _write_json_lines(out / f"{split}.jsonl", pairs)
+        write_json_lines(out / f"{split}.jsonl", pairs)
 
 
 def codexglue_java_cs(source: Path, out: Path) -> None:
@@ -69,7 +69,7 @@ def codexglue_java_cs(source: Path, out: Path) -> None:
         pairs = (
             {"source": java.strip(), "target": cs.strip()} for java, cs in zip(*sides, strict=True)
         )
-        _write_json_lines(out / f"{split}.jsonl", pairs)
+        write_json_lines(out / f"{split}.jsonl", pairs)
 
 
 def e2e_nlg(source: Path, out: Path) -> None:
@@ -78,7 +78,7 @@ def e2e_nlg(source: Path, out: Path) -> None:
     for split, name in (("train", "devset.csv"), ("test", "testset_w_refs.csv")):
         rows = csv.DictReader(_lines(source / name))
         pairs = ({"source": row["mr"], "target": row["ref"]} for row in rows)
-        _write_json_lines(out / f"{split}.jsonl", pairs)
+        write_json_lines(out / f"{split}.jsonl", pairs)
 
 
 def ett(source: Path, out: Path, past: int = 336, future: int = 96, stride: int = 24) -> None:
@@ -89,7 +89,7 @@ def ett(source: Path, out: Path, past: int = 336, future: int = 96, stride: int 
     ends = {"train": (0, 12), "validation": (12, 16), "test": (16, 20)}
     for split, (first, last) in ends.items():
         starts = range(max(0, first * month - past), last * month - past - future + 1, stride)
-        _write_json_lines(
+        write_json_lines(
             out / f"{split}.jsonl",
             (
                 _window([float(row[name]) for row in rows[at : at + past + future]], name, past)
@@ -189,7 +189,7 @@ def scitldr(source: Path, out: Path) -> None:
     for split, name in (("train", "train"), ("validation", "dev"), ("test", "test")):
         papers = map(json.loads, _lines(source / f"{name}.jsonl"))
         pairs = ({"source": " ".join(p["source"]), "target": p["target"][0]} for p in papers)
-        _write_json_lines(out / f"{split}.jsonl", pairs)
+        write_json_lines(out / f"{split}.jsonl", pairs)
 
 
 def self_instruct(source: Path, out: Path) -> None:
@@ -198,7 +198,7 @@ def self_instruct(source: Path, out: Path) -> None:
     for split, name in (("train", "seed_tasks"), ("test", "user_oriented_instructions")):
         tasks = map(json.loads, _lines(source / f"{name}.jsonl"))
         chats = (chat for task in tasks for chat in _chats(task))
-        _write_json_lines(out / f"{split}.jsonl", chats)
+        write_json_lines(out / f"{split}.jsonl", chats)
 
 
 def _chats(task: Row) -> Iterator[Row]:
@@ -277,7 +277,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, "utf8", newline="")
 
 
-def _write_json_lines(path: Path, rows: Iterable[Row]) -> None:
+def write_json_lines(path: Path, rows: Iterable[Row]) -> None:
     _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

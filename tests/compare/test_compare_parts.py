@@ -153,6 +153,8 @@ def test_the_smallest_that_is_not_inferior_is_chosen() -> None:
     assert (found["choice"], found["non_inferior"]) == (1, [1, 2])
     assert "Choose ia3" in found["text"]
     assert "100 times less" in found["text"]
+    assert "Each of the 3 that were tried" in found["text"]
+    assert "up to 8% of such" in found["text"]
     assert _judged(full, small, larger, bad, margin=0.001)["choice"] == 2
     assert _judged(full, bad)["choice"] == 0
     assert "Keep full: no cheaper way" in _judged(full, bad)["text"]

@@ -86,6 +86,11 @@ def ranked(rng: np.random.Generator, n: int) -> Columns:
     return [one() for _ in range(n)], [None] * n
 
 
+def both_ways(rng: np.random.Generator, n: int) -> Columns:
+    ranks = rng.integers(1, 15, (n, 2)).tolist()
+    return [{"image_to_text": one, "text_to_image": other} for one, other in ranks], [None] * n
+
+
 def scored(rng: np.random.Generator, n: int) -> Columns:
     true = rng.random(n) < 0.4
     return np.round(true + rng.normal(size=n), 1).tolist(), true.tolist()
@@ -124,6 +129,7 @@ def boxes(rng: np.random.Generator, n: int) -> Columns:
 NO_BOX: dict[str, list] = {"boxes": [], "scores": [], "labels": []}
 A_BOX = {"boxes": [[1, 2, 9, 9]], "scores": [0.5], "labels": ["cat"]}
 
+WAYS = ("image_to_text", "text_to_image")
 TAKES = {
     **dict.fromkeys(("accuracy", "mcc"), one_label),
     "macro_f1": labels,
@@ -140,6 +146,7 @@ TAKES = {
     **dict.fromkeys(("word_error_rate", "character_error_rate"), spoken),
     "phoneme_error_rate": phonemes,
     **{f"{name}_at_{k}": ranked for name in ("recall", "hit_rate", "ndcg") for k in (1, 5, 10)},
+    **{f"{way}_recall_at_{k}": both_ways for way in WAYS for k in (1, 5, 10)},
     "mrr": ranked,
     **dict.fromkeys(("roc_auc", "average_precision"), scored),
     "macro_roc_auc": assays,
@@ -148,6 +155,7 @@ TAKES = {
 }
 
 _ANSWERS = [(["", ""], ["the", "cat"]), (["", "a"], ["", "a"]), (["cat"], ["cat"])]
+_WAYS = ([{"image_to_text": 1, "text_to_image": 1}, dict.fromkeys(WAYS, 11)], [None] * 2, 0.5)
 _RANKS = [([1], [None]), ([99, None], [None] * 2), ([[2, 30], [40]], [None] * 2)]
 
 # name -> what is at the edge, with the value: None where it is only to be the library's
@@ -235,6 +243,7 @@ EDGES: dict[str, list[tuple[list, list, float | None]]] = {
         for name in ("recall", "hit_rate", "ndcg")
         for k in (1, 5, 10)
     },
+    **{f"{way}_recall_at_{k}": [_WAYS] for way in WAYS for k in (1, 5, 10)},
     "mrr": [([2, None], [None] * 2, 0.25), ([[]], [None], math.nan)],
     "roc_auc": [
         ([0.1, 0.2], [1, 1], math.nan),

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from metric_cases import EDGES, TAKES, numbers, one_label, texts
+from metric_cases import EDGES, TAKES, WAYS, numbers, one_label, texts
 
 from trimtab.core.errors import InputError
 from trimtab.evaluate.bootstrap import mean_interval, paired_mean
@@ -147,6 +147,7 @@ def worse_and_better(name: str):
         "two_margins": [((1.0, -1.0), None), ((-1.0, 1.0), None)],
         "forecasts": [([9.0], ([1.0], 1.0)), ([1.0], ([1.0], 1.0))],
         "ranked": [(12, None), (1, None)],
+        "both_ways": [(dict.fromkeys(WAYS, 12), None), (dict.fromkeys(WAYS, 1), None)],
         "maps": [(np.array([0, 1]), np.array([1, 0])), (np.array([0, 1]), np.array([0, 1]))],
     }[kind]
 

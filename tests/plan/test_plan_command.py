@@ -196,6 +196,8 @@ def test_the_scale_of_an_update_is_what_was_asked_for(reviews: Path, tmp_path: P
         ([], "a plan needs --budget"),
         (["--from", "run", "--methods", "lora"], "leave out --methods"),
         (["--from", "run", "--search"], "leave out --search"),
+        (["--budget", "1k", "--trials", "3"], "--trials is for --search"),
+        (["--budget", "1k", "--search", "--workers", "3"], "--workers is for --engine ray"),
         (
             ["--budget", "1k", "--methods", "lora,bitfit", "--method-arg", "rank=4"],
             "--method-arg is of one method",

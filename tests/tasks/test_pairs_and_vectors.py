@@ -65,13 +65,15 @@ def test_a_text_that_two_pictures_share_is_no_negative(places: Path) -> None:
     torch.testing.assert_close(TASK.loss(model, batch)[0], torch.stack(expected).mean())
 
 
-def test_ranks_are_among_different_texts() -> None:
+def test_ranks_are_among_what_is_of_another_text() -> None:
     rows = Dataset.from_dict({"image": ["x"] * 3, "text": ["red", "blue", "red"]})
     red, blue = np.array([1.0, 0.0]), np.array([0.0, 1.0])
-    outputs = np.array([[red, red], [red, blue], [blue, red]])
-    assert TASK.answers(outputs, rows, [], None) == [1, 2, 2]
+    outputs = np.array([[red, red], [0.6 * red + 0.8 * blue, blue], [blue, red]])
+    found = TASK.answers(outputs, rows, [], None)
+    assert [one["image_to_text"] for one in found] == [1, 1, 2]
+    assert [one["text_to_image"] for one in found] == [1, 2, 2], "of red's pictures none counts"
     told = TASK.told(outputs, rows, [], None)
-    assert [one["nearest"] for one in told] == ["red", "red", "blue"]
+    assert [one["nearest"] for one in told] == ["red", "blue", "blue"]
 
 
 def test_a_model_that_does_not_read(places: Path) -> None:
@@ -94,8 +96,9 @@ def test_a_run_learns_which_text_tells_of_a_picture(
         eval_every=20,
     )
     metrics = tune(config, quiet=True)
-    assert metrics["metric"] == "recall_at_1"
+    assert metrics["metric"] == "image_to_text_recall_at_1"
     assert metrics["test"]["value"] == 1.0
+    assert metrics["metrics"]["text_to_image_recall_at_1"]["adapted"] == 1.0
     assert evaluate(config.out, None, "test")["value"] == metrics["test"]
     told = predict(config.out, str(places / "data" / "shown.jsonl"))
     assert all(one["nearest"] == one["text"] for one in told)

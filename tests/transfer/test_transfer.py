@@ -233,8 +233,11 @@ def test_a_sequence_that_was_stopped_goes_on(data: dict[str, Path], tmp_path: Pa
     first = parse({**fields, "data": both[0], "out": str(tmp_path / "1-pets")}, "a test")
     Run(tmp_path / "1-pets").create(first)  # killed before it came to anything
     assert sequence(both, str(tmp_path), fields)["forgetting"] == [0.0]
-    with pytest.raises(InputError, match="max_steps 2, and this sequence has 3"):
-        sequence(both, str(tmp_path), {**fields, "max_steps": 3})
+    for key, value, told in (("max_steps", 3, "max_steps 2,"), ("rank", 4, "rank None,")):
+        with pytest.raises(InputError, match=f"{told} and this sequence has {value}"):
+            sequence(both, str(tmp_path), {**fields, key: value})
+    with pytest.raises(InputError, match="data of its own for each task"):
+        sequence(both, str(tmp_path), {**fields, "data": both[0]})
 
 
 def test_a_sequence_forgets_nothing(data: dict[str, Path], tmp_path: Path) -> None:
@@ -266,3 +269,23 @@ def test_on_the_command_line(data: dict[str, Path], runs: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "predicted" in done.stdout
     assert "pets" in done.stdout
+
+
+def test_a_sequence_takes_what_a_run_takes(data: dict[str, Path], tmp_path: Path) -> None:
+    """Flags before a file's fields."""
+    file = tmp_path / "run.yaml"
+    file.write_text("method: lora\nrank: 2\nlr: 0.005\nmax_steps: 2\nhead_only: false\n")
+    asked = ["--config", str(file), "--rank", "4", "--column", "text=text", "--json"]
+    out = tmp_path / "runs"
+    command = ["sequence", str(data["pets"]), str(data["days"]), "--out", str(out), *asked]
+    done = subprocess.run(
+        [sys.executable, "-m", "trimtab", *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for folder in json.loads(done.stdout)["runs"]:
+        config = Run(Path(folder)).config()
+        assert (config.rank, config.lr, config.columns) == (4, 0.005, {"text": "text"})

@@ -196,3 +196,14 @@ def test_a_run_that_goes_on_meets_the_same_changes(settings: Settings, tmp_path:
     last = f"checkpoints/checkpoint-{metrics['steps']}/{trainer.TENSORS}"
     one, other = load_file(whole / last), load_file(again / last)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_changed_text_is_not_cut_for_being_longer(settings: Settings, tmp_path: Path) -> None:
+    short = {"max_length": None, "max_steps": 1}
+    plain = settings(tmp_path / "plain", **short)
+    changed = settings(tmp_path / "changed", augment="typos", **short)
+    for config in (plain, changed):
+        tune(config, quiet=True)
+    assert changed.max_length is not None
+    assert plain.max_length is not None
+    assert changed.max_length == 2 * plain.max_length

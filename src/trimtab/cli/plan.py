@@ -75,11 +75,16 @@ def plan(
     search: Annotated[
         bool, Option("--search", help="Try methods and learning rates too, by successive halving.")
     ] = False,
-    trials: Annotated[int, Option(min=1, help="With --search: how many at first.")] = 9,
+    trials: Annotated[
+        int | None, Option(min=1, help="With --search: how many at first; 9.")
+    ] = None,
     engine: Annotated[
-        Literal["optuna", "ray"], Option(help="With --search: here, or on Ray's workers.")
-    ] = "optuna",
-    workers: Annotated[int, Option(min=1, help="With --engine ray: trials at once.")] = 2,
+        Literal["optuna", "ray"] | None,
+        Option(help="With --search: here (optuna), or on Ray's workers."),
+    ] = None,
+    workers: Annotated[
+        int | None, Option(min=1, help="With --engine ray: trials at once; 2.")
+    ] = None,
     json_: Annotated[bool, Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     from trimtab.tune.config import Config, read
@@ -102,12 +107,13 @@ def plan(
         raise InputError(
             f"--from {run} revises the plan of the method that it ran: leave out {flag}"
         )
+    how = _searching(search, {"trials": trials, "engine": engine, "workers": workers})
     found = (
         _revised(run, values, chosen)
         if run is not None
         else _made(values, names, chosen, json_)
         if not search
-        else _searched(values, names, chosen, (trials, engine, workers), out, json_)
+        else _searched(values, names, chosen, how, out, json_)
     )
     from trimtab.plan import write
 
@@ -116,6 +122,18 @@ def plan(
         print(json.dumps(found.content()))
     else:
         show_plan(found, out)
+
+
+def _searching(search: bool, asked: dict[str, Any]) -> dict[str, Any]:
+    """What is asked of the search; of no search, or of another engine, it would have no effect."""
+    how = {key: value for key, value in asked.items() if value is not None}
+    if how and not search:
+        raise InputError(
+            f"--{min(how)} is for --search, which is not asked for: add it, or leave it out"
+        )
+    if "workers" in how and how.get("engine") != "ray":
+        raise InputError("--workers is for --engine ray: add that, or leave it out")
+    return how
 
 
 def _methods(given: str | None, values: dict[str, Any]) -> tuple[str, ...]:
@@ -165,7 +183,7 @@ def _searched(
     values: dict[str, Any],
     names: tuple[str, ...],
     chosen: dict[str, Any],
-    how: tuple[int, str, int],
+    how: dict[str, Any],
     out: str,
     quiet: bool,
 ) -> Plan:
@@ -173,16 +191,8 @@ def _searched(
     from trimtab.tune.searching import search
 
     config, request = _asked(values, names, chosen)
-    trials, engine, workers = how
-    return search(
-        config,
-        request,
-        folder=Path(out).with_suffix(".search"),
-        trials=trials,
-        engine=engine,
-        workers=workers,
-        phases=Phases(quiet),
-    )
+    folder = Path(out).with_suffix(".search")
+    return search(config, request, folder=folder, phases=Phases(quiet), **how)
 
 
 def show_plan(found: Plan, out: str) -> None:

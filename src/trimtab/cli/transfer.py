@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -89,18 +90,39 @@ def _print(found: list[Forecast]) -> None:
 def sequence(
     data: Annotated[list[str], typer.Argument(help="The tasks' data, in their order.")],
     out: Annotated[str, Option(help="A folder for the runs, one a task, and sequence.json.")],
-    model: Annotated[str, Option(help="Hub name, folder, or minilm.")] = "minilm",
-    method: Annotated[str, Option(help="A method: see trimtab methods.")] = "lora",
+    file: Annotated[
+        Path | None, Option("--config", help="A YAML file of tune's fields, for every task.")
+    ] = None,
+    model: Annotated[str | None, Option(help="Hub name, folder, or minilm.")] = None,
+    task: Annotated[
+        str | None, Option(help="A task by the hub's name; text-classification.")
+    ] = None,
+    task_arg: Annotated[
+        list[str] | None, Option(help="Any option of the task: name=value. Repeatable.")
+    ] = None,
+    column: Annotated[
+        list[str] | None, Option(help="Which column is which: text=review. Repeatable.")
+    ] = None,
+    method: Annotated[str | None, Option(help="A method: see trimtab methods; lora.")] = None,
+    rank: Annotated[int | None, Option(help="Rank, for methods that have one.")] = None,
+    lr: Annotated[float | None, Option(help="Peak learning rate; the method's.")] = None,
     max_steps: Annotated[int | None, Option(help="Optimizer steps of each task.")] = None,
     batch_size: Annotated[int | None, Option(help="Examples in a batch; 32.")] = None,
-    seed: Annotated[int, Option(help="Everything random follows from it.")] = 0,
+    seed: Annotated[int | None, Option(help="Everything random follows from it; 0.")] = None,
     json_: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
+    from trimtab.tune.config import Config, read
     from trimtab.tune.sequence import sequence as call
 
-    fields = {"model": model, "method": method, "seed": seed}
-    more = {"max_steps": max_steps, "batch_size": batch_size}
-    fields |= {key: value for key, value in more.items() if value is not None}
+    given = {key: value for key, value in locals().items() if value is not None}
+    flags = {key: value for key, value in given.items() if key in Config.model_fields}
+    for key in ("data", "out"):
+        del flags[key]
+    if task_arg:
+        flags["task_arg"] = dict(assignment(one, "task_arg") for one in task_arg)
+    if column:
+        flags["columns"] = dict(assignment(one, "column") for one in column)
+    fields = {"model": "minilm", "method": "lora", **(read(file) if file else {}), **flags}
     found = call(data, out, fields, quiet=json_)
     if json_:
         print(json.dumps(found))

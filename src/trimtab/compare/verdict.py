@@ -20,6 +20,7 @@ from trimtab.evaluate.metrics import by_label
 
 Found = Mapping[str, Any]
 _CLASSES = 14  # of the per-class picture: those that changed most
+_ONE_SIDE = 0.025  # of a 95 % interval
 _FEW_ORDERS = 1.5  # times the milliseconds of another, beyond which a word is due
 
 
@@ -159,6 +160,7 @@ def _choose(row: Found, rival: Found, good: int, found: Found) -> list[str]:
         f"Choose {named(row, found)}: its difference to {named(rival, found)} is "
         f"{_signed(_difference(row, found))}, wholly {side}, the margin. {least}"
     ]
+    said += _several(found)
     if row["kind"] == rival["kind"] == "trained" and row["seconds"] and rival["seconds"]:
         said.append(
             f"It trained in {numbers.duration(row['seconds'])} against "
@@ -171,6 +173,22 @@ def _choose(row: Found, rival: Found, good: int, found: Found) -> list[str]:
             "a trained adapter is cheaper."
         )
     return said
+
+
+def _several(found: Found) -> list[str]:
+    """What it means that many were looked at: by the sum of the chances of each (Bonferroni)."""
+    tried = sum(
+        1
+        for i, row in enumerate(found["rows"])
+        if i != found["rival"] and row["kind"] != "base" and _difference(row, found)
+    )
+    if tried < 2:
+        return []
+    chance = min(1.0, tried * _ONE_SIDE)
+    return [
+        f"Each of the {tried} that were tried has an interval of its own: if all of them lost the "
+        f"margin, one would still pass in up to {chance:.0%} of such comparisons."
+    ]
 
 
 def _prediction(row: Found) -> float | None:

@@ -9,7 +9,9 @@ SigLIP (Zhai et al. 2023, arXiv:2303.15343), with a bias b and y_ij = ±1:
     L = mean_i Σ_j -log sigmoid(y_ij (z_ij + b))
 
 Pictures that share a text are no negatives of each other. A picture is then told from others by the
-nearest of the texts that there are: where these are the names of classes, recall at 1 is accuracy.
+nearest of the texts that there are: where these are the names of classes, recall at 1 from image to
+text is accuracy. From text to image it is found how often a text's own picture is nearer to it than
+those of other texts.
 
     trimtab tune --task zero-shot-image-classification --model clip --data shown.csv --out runs/x
 
@@ -65,7 +67,8 @@ class ZeroShotImageClassification(PictureTask):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return "recall_at_1", "recall_at_5", "mrr"
+        ways = "image_to_text_recall_at", "text_to_image_recall_at"
+        return tuple(f"{way}_{k}" for k in (1, 5) for way in ways)
 
     def processor(self, model: str) -> PicturesWithTexts:
         config = models.configuration(model)
@@ -156,13 +159,20 @@ class ZeroShotImageClassification(PictureTask):
 
     def answers(
         self, outputs: Outputs, rows: Dataset, labels: Sequence[str], processor: Any
-    ) -> list[int]:
-        """The rank of each picture's text among all different ones."""
+    ) -> list[dict[str, int]]:
+        """The rank of each picture's text among all different ones, and that of the picture, asked
+        for by its text, among those of other texts."""
+        vectors, texts = np.asarray(outputs), list(rows["text"])
         pictures = [str(i) for i in range(len(rows))]
-        return pair_ranks(np.asarray(outputs), pictures, list(rows["text"]))
+        there = pair_ranks(vectors, pictures, texts)
+        back = pair_ranks(vectors[:, ::-1], texts, pictures)
+        return [
+            {"image_to_text": one, "text_to_image": other}
+            for one, other in zip(there, back, strict=True)
+        ]
 
-    def references(self, rows: Dataset, labels: Sequence[str]) -> list[int]:
-        return [1] * len(rows)
+    def references(self, rows: Dataset, labels: Sequence[str]) -> list[dict[str, int]]:
+        return [{"image_to_text": 1, "text_to_image": 1}] * len(rows)
 
     def told(self, outputs: Outputs, rows: Dataset, labels: Sequence[str], processor: Any) -> list:
         """Of each picture the similarity of its text, and the nearest of the texts given."""

@@ -179,6 +179,12 @@ def columns(task: Task) -> dict[str, str]:
     return {one.name: one.kind for one in task.columns if one.name in task.varied}
 
 
+def room(wanted: Sequence[str]) -> float:
+    """How many times as long as the longest text a changed one may be: "FINE" and "fnie" are more
+    tokens than "fine"."""
+    return 2.0 if any(CHANGES[name].kind == "text" for name in wanted) else 1.0
+
+
 def refuse(task: Task, wanted: Sequence[str]) -> None:
     """Changes that there are not, or that this task's data cannot be given: an `InputError`."""
     held = set(columns(task).values())

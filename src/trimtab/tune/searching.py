@@ -29,7 +29,7 @@ def search(
     request: Request,
     *,
     folder: Path,
-    trials: int,
+    trials: int = 9,
     engine: str = "optuna",
     workers: int = 2,
     smallest: int = _SMALLEST,

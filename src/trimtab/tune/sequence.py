@@ -29,6 +29,7 @@ from trimtab.tune.session import read_data
 
 _ASKED = ("model", "data", "task", "max_steps", "epochs", "batch_size", "seed")
 """What a run does not settle for itself: a method may be planned, or made of a library."""
+_SETTLED = ("lr", "rank", "train_rows")  # unless they are asked for
 
 
 def sequence(
@@ -39,6 +40,11 @@ def sequence(
     `fields` are those of a run's configuration. Runs that are finished in `out` are not trained
     again. Written to `out` as `sequence.json`: the matrix, with None above its diagonal.
     """
+    for key in ("data", "out"):
+        if key in fields:
+            raise InputError(
+                f"a sequence has {key} of its own for each task: leave it out of the file"
+            )
     names = [Path(one).stem for one in data]
     if len(set(names)) < len(names):
         raise InputError(f"the tasks' data need names of their own, and these are {names}")
@@ -50,7 +56,7 @@ def sequence(
     for stage, (one, folder) in enumerate(zip(data, folders, strict=True)):
         config, run = parse({**fields, "data": one, "out": folder}, "a sequence"), Run(Path(folder))
         if begun := run.config_file.exists():
-            _refuse_others(run, config)
+            _refuse_others(run, config, fields)
         if not run.over:
             tune(config, resume=begun, quiet=quiet)
         found = [evaluated(earlier) for earlier in folders[: stage + 1]]
@@ -68,10 +74,10 @@ def sequence(
     return told
 
 
-def _refuse_others(run: Run, asked: Config) -> None:
+def _refuse_others(run: Run, asked: Config, fields: Mapping[str, Any]) -> None:
     """A run of another sequence is neither gone on with nor told as one of this."""
     there = run.config()
-    for key in _ASKED:
+    for key in (*_ASKED, *(key for key in _SETTLED if key in fields)):
         if getattr(there, key) != getattr(asked, key):
             raise InputError(
                 f"{run.path} holds a run with {key} {getattr(there, key)}, and this sequence has "

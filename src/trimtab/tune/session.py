@@ -22,7 +22,7 @@ from trimtab.evaluate.predict import on, outputs, precision
 from trimtab.quant import quantise
 from trimtab.tasks import Task
 from trimtab.tasks.task import UNLIMITED, Encoded, Outputs, logits_of
-from trimtab.tune import demands, hardware, positions
+from trimtab.tune import augmenting, demands, hardware, positions
 from trimtab.tune.config import Config
 from trimtab.tune.phases import QUIET, Phases
 
@@ -252,7 +252,8 @@ def settle_length(session: Session, rows: Any) -> None:
         )
     if config.max_length is None:
         lengths = session.task.lengths(rows, session.processor)
-        longest = -8 * (-max(lengths) // 8) if lengths else limit
+        room = augmenting.room(config.augment)
+        longest = -8 * int(-max(lengths) * room // 8) if lengths else limit
         shortest = int(min(limit, longest))
         config.max_length = shortest if shortest < UNLIMITED // 2 else None  # of pictures, say
 

@@ -4,6 +4,7 @@ What is ranked comes as the ranks, from 1, of the relevant items of each query: 
 item is right (a pair's other half, the next item), a list where several are.
 
     recall at k     |{r ≤ k}| / m, of m relevant items
+                    one way or the other, where pairs are asked for by either half
     hit rate at k   1 if any r ≤ k
     NDCG at k       Σ_{r ≤ k} 1 / log₂(r + 1)  /  Σ_{i = 1}^{min(m, k)} 1 / log₂(i + 1)
                     (Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques",
@@ -54,6 +55,19 @@ def recall_at(k: int) -> Metric:
     return mean_of_defined(
         f"recall_at_{k}", f"the share of relevant items among the first {k}", each
     )
+
+
+def one_way(way: str) -> Callable[[int], Metric]:
+    """Recall where the ranks of both ways are there, under their names."""
+
+    def at(k: int) -> Metric:
+        def each(prediction: Any, reference: Any) -> float:
+            return float((ranks(prediction[way]) <= k).mean())
+
+        told = f"from {way.replace('_', ' ')}: how often the right one is among the first {k}"
+        return mean_of_defined(f"{way}_recall_at_{k}", told, each)
+
+    return at
 
 
 def hit_rate_at(k: int) -> Metric:
@@ -202,4 +216,9 @@ RANKING = (
     ),
 )
 
-AT = {"recall_at": recall_at, "hit_rate_at": hit_rate_at, "ndcg_at": ndcg_at}
+AT = {
+    "recall_at": recall_at,
+    "hit_rate_at": hit_rate_at,
+    "ndcg_at": ndcg_at,
+    **{f"{way}_recall_at": one_way(way) for way in ("image_to_text", "text_to_image")},
+}
