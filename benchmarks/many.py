@@ -16,6 +16,8 @@ import argparse
 import copy
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +53,7 @@ def main() -> None:
     more = range(options.adapters, options.registered)
     result["registered"] = options.registered
     result["seconds_to_register_all"] = seconds + register(ours, more)
+    result["seconds_to_touch_their_memory"] = touching(ours)
     result["against_base_with_all_registered"] = compare(base, ours, None, options)
     result["switching_ms"] = switching(ours, options.registered)
     write("many", result)
@@ -83,6 +86,24 @@ def register(model: nn.Module, numbers: range) -> float:
             parameter.data.normal_(std=0.01)
     model.requires_grad_(False)
     return round(took, 3)
+
+
+def touching(model: nn.Module) -> float:
+    """Seconds to write as much fresh memory once, in a process of its own."""
+    size = sum(
+        p.numel() * p.element_size()
+        for a in record(model).adapters.values()
+        for p in a.parameters()
+    )
+    program = (
+        "import time, torch; "
+        f"memory = torch.empty({size}, dtype=torch.uint8); "
+        "began = time.perf_counter(); memory.fill_(1); print(time.perf_counter() - began)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return round(float(done.stdout), 3)
 
 
 def peft(model: nn.Module, count: int) -> tuple[nn.Module, float]:

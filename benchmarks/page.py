@@ -204,6 +204,7 @@ TARGETS = (
         10,
         least=False,
         unit=" s",
+        floor=lambda f: f.get("seconds_to_touch_their_memory"),
     ),
     Target(
         "switching among them", "", "many", lambda f: f["switching_ms"], 1, least=False, unit=" ms"
