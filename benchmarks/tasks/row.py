@@ -27,3 +27,4 @@ class Row:
     options: tuple[str, ...] = ()
     methods: tuple[str, ...] = ("lora", "bitfit", "full")
     rates: dict[str, float] = field(default_factory=dict)
+    targets: dict[str, str] = field(default_factory=dict)  # where not the method's own

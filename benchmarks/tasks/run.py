@@ -83,6 +83,8 @@ def run(row: Row, method: str, shared: Path) -> dict[str, Any]:
         }
         if method in row.rates:
             told["lr"] = row.rates[method]
+        if method in row.targets:
+            told["target"] = row.targets[method]
         flags = [part for key, value in told.items() for part in (f"--{key}", str(value))]
         command = [sys.executable, "-m", "trimtab", "tune", *flags, *row.options, "--json"]
         paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]  # tasks in own/

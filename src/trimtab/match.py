@@ -27,6 +27,7 @@ Target = str | re.Pattern[str] | Sequence["str | re.Pattern[str]"]
 
 ROLES = {
     "all-linear": "every linear map but the head",
+    "convolutions": "every convolution but the head",
     "attention": "the linear maps of attention",
     "query": "attention's query maps, fused qkv included",
     "key": "attention's key maps, fused qkv included",
@@ -167,6 +168,8 @@ class Shape:
             found.add("biases")
         if kind == "linear":
             found |= {"router"} if routes(site.module) else {"all-linear"} | _place(site)
+        if kind == "conv":
+            found.add("convolutions")
         if kind == "norm":
             found.add("norms")
         if id(site.module) in self.embeddings:
@@ -371,7 +374,9 @@ def _explain(
         has = f"its parts are {', '.join(there)}" if there else "it is of one modality"
         return f"this model has no part {within[0]!r} ({PARTS[within[0]]}); {has}"
     if text in ROLES:
-        return f"no site has the role {text!r} ({ROLES[text]}) in this model; name modules instead"
+        others = any("convolutions" in site.roles for site in known) and text == "all-linear"
+        instead = "take 'convolutions', or name modules" if others else "name modules instead"
+        return f"no site has the role {text!r} ({ROLES[text]}) in this model; {instead}"
     with contextlib.suppress(re.error):
         fitting = [site for site in known if method.accepts(site) is None]
         if any(re.fullmatch(text, path) for site in fitting for path in site.paths):

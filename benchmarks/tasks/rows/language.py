@@ -60,6 +60,7 @@ DATA: dict[str, Make] = {
     "instructions": instructions,
     "java": java,
 }
+_WITHOUT_BIASES = ("lora", "ia3", "full")  # which Llama is
 ROWS = {
     "reviews": Row("text-classification", "minilm", "rotten_tomatoes"),
     "intents": Row("text-classification", "minilm", "banking77", steps=400),
@@ -69,17 +70,25 @@ ROWS = {
         *("sentence-similarity", "minilm", "banking77"),
         options=("--task-arg", "kind=label", "--batch-size", "64"),
     ),
-    "shakespeare": Row("text-generation", "stories260K", "tinyshakespeare"),
+    "shakespeare": Row(
+        "text-generation", "stories260K", "tinyshakespeare", methods=_WITHOUT_BIASES
+    ),
     "problems": Row(
         *("text-generation", "stories260K", "gsm8k"),
+        methods=_WITHOUT_BIASES,
         options=("--task-arg", "form=answer", "--batch-size", "8"),
     ),
     "instructions": Row(
         *("text-generation", "stories260K", "instructions"),
+        methods=_WITHOUT_BIASES,
         steps=100,
         options=("--task-arg", "form=answer", "--batch-size", "8"),
     ),
-    "java": Row("text-generation", "stories260K", "java", options=("--batch-size", "8")),
+    "java": Row(
+        *("text-generation", "stories260K", "java"),
+        options=("--batch-size", "8"),
+        methods=_WITHOUT_BIASES,
+    ),
     "spelling": Row(
         *("text2text-generation", "bart-g2p-us", "spoken"),
         options=("--task-arg", "measure=character_error_rate"),

@@ -41,12 +41,16 @@ def orders(shared: Path, out: Path) -> None:
 DATA: dict[str, Make] = {"orders": orders}
 ROWS = {
     "order": Row(
-        *("preference", "stories260K", "orders"), steps=60, options=("--batch-size", "16")
+        *("preference", "stories260K", "orders"),
+        steps=60,
+        options=("--batch-size", "16"),
+        methods=("lora", "ia3", "full"),  # Llama has no biases
     ),
     "order-reward": Row(
         *("preference", "stories260K", "orders"),
         steps=100,
         options=("--task-arg", "kind=reward", "--batch-size", "16"),
+        methods=("lora", "ia3", "full"),
         rates={"lora": 1e-2},
     ),
 }

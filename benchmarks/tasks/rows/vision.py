@@ -90,6 +90,7 @@ ROWS = {
     ),
     "digits-convolutional": Row(
         *("image-classification", "resnet-turned", "mnist_t10k"),
+        targets={"lora": "convolutions"},
         rates={"lora": 3e-3, "bitfit": 3e-3, "full": 1e-3},
     ),
     "blood-cells": Row(
