@@ -7,10 +7,12 @@ from typing import Any
 
 import cases
 import pytest
+import torch
 import transformers as hf
 from torch import nn
 
 import trimtab
+from trimtab.core.errors import InputError
 from trimtab.core.heads import heads
 from trimtab.match import ROLES, match, sites
 
@@ -249,3 +251,17 @@ def test_heads(name: str, expected: list[str]) -> None:
 def test_the_head_of_a_plain_module_is_its_last_linear_map() -> None:
     assert heads(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))) == ["2"]
     assert heads(nn.Sequential(nn.ReLU())) == []
+
+
+def test_a_network_of_convolutions() -> None:
+    """Its error says which role fits; LoRA trains there and leaves the start as it was."""
+    config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+    one = hf.ResNetForImageClassification(config).eval()
+    names = [n for n, m in one.named_modules() if isinstance(m, nn.Conv2d)]
+    assert [site.name for site in match(one, "convolutions", trimtab.LoRA())] == names
+    with pytest.raises(InputError, match="all-linear.*take 'convolutions'"):
+        match(one, "all-linear", trimtab.LoRA())
+    pixels = torch.randn(2, 3, 32, 32)
+    before = one(pixel_values=pixels).logits
+    trimtab.attach(one, trimtab.LoRA(rank=2), to="convolutions")
+    torch.testing.assert_close(one(pixel_values=pixels).logits, before)
