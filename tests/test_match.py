@@ -259,7 +259,7 @@ def test_a_network_of_convolutions() -> None:
     one = hf.ResNetForImageClassification(config).eval()
     names = [n for n, m in one.named_modules() if isinstance(m, nn.Conv2d)]
     assert [site.name for site in match(one, "convolutions", trimtab.LoRA())] == names
-    with pytest.raises(InputError, match="all-linear.*take 'convolutions'"):
+    with pytest.raises(InputError, match=r"all-linear.*take 'convolutions'"):
         match(one, "all-linear", trimtab.LoRA())
     pixels = torch.randn(2, 3, 32, 32)
     before = one(pixel_values=pixels).logits
