@@ -90,8 +90,9 @@ ROWS = {
     ),
     "digits-convolutional": Row(
         *("image-classification", "resnet-turned", "mnist_t10k"),
+        methods=("lora", "layers", "full"),
         targets={"lora": "convolutions"},
-        rates={"lora": 3e-3, "bitfit": 3e-3, "full": 1e-3},
+        rates={"lora": 3e-3, "full": 1e-3},
     ),
     "blood-cells": Row(
         *("own.deimv2:Detection", "deimv2-coco", "bccd_detection"),

@@ -137,16 +137,19 @@ def t5(out: Path, rows: Sequence[Pair], *, words: int, steps: int) -> None:
 
 DATA: dict[str, Make] = {"city-centre": city_centre, "requests": requests, "abstracts": abstracts}
 MODELS: dict[str, Make] = {"t5-riverside": riverside, "t5-programs": programs, "t5-gaps": gaps}
-_RATES = {"lora": 3e-3, "bitfit": 3e-3, "full": 1e-3}
+_RATES = {"lora": 3e-3, "full": 1e-3}
+_METHODS = ("lora", "ia3", "full")  # T5 has no biases
 ROWS = {
     "descriptions": Row(
         *("text2text-generation", "t5-riverside", "city-centre"),
         options=("--task-arg", "max_new_tokens=48"),
+        methods=_METHODS,
         rates=_RATES,
     ),
     "requests": Row(
         *("text2text-generation", "t5-programs", "requests"),
         options=("--task-arg", "max_new_tokens=96", "--task-arg", "measure=bleu"),
+        methods=_METHODS,
         rates=_RATES,
     ),
     "summaries": Row(
@@ -155,6 +158,7 @@ ROWS = {
             *("--task-arg", "max_new_tokens=48", "--task-arg", "measure=rouge"),
             *("--batch-size", "16"),
         ),
+        methods=_METHODS,
         rates=_RATES,
     ),
 }
